@@ -1,6 +1,6 @@
 //! The audit log: all changes with their authors, in a chain of hashes.
 //!
-//! Every change by the command line or over HTTP adds an [`Entry`] in the same transaction. The hash of each entry
+//! Every change by the command line or over HTTP adds an [`AuditEntry`] in the same transaction. The hash of each entry
 //! covers the hash of the entry before it and its own fields, so no entry can be changed, removed or inserted without
 //! changing the hashes of all later ones.
 //!
@@ -312,7 +312,7 @@ impl<'a> From<&'a KeyDetails> for SeenKey<'a> {
 
 /// A row of `tenantgate_audit_log`.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Entry {
+pub struct AuditEntry {
     /// 1, 2, 3 and so on.
     pub seq: i64,
     /// The time, by the clock of the database.
@@ -335,7 +335,7 @@ pub struct Entry {
     pub hash: String,
 }
 
-impl Entry {
+impl AuditEntry {
     fn digest(&self, previous: &str) -> String {
         let mut hash = Sha256::new();
         hash.update(previous);
@@ -363,7 +363,7 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// The end of a log: the number of rows, and the last hash.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Head {
+pub struct LogHead {
     /// The number of the last row, which is the number of rows.
     pub seq: i64,
     /// Its hash.
@@ -371,17 +371,17 @@ pub struct Head {
 }
 
 /// The head of an empty log.
-impl Default for Head {
+impl Default for LogHead {
     fn default() -> Self {
         Self { seq: 0, hash: "0".repeat(64) }
     }
 }
 
-impl Head {
+impl LogHead {
     /// Creates the next row, which becomes the head.
-    pub fn append(&mut self, at: Timestamp, author: &Author, draft: Draft) -> Entry {
+    pub fn append(&mut self, at: Timestamp, author: &Author, draft: Draft) -> AuditEntry {
         let Draft { action, subject, before, after } = draft;
-        let mut entry = Entry {
+        let mut entry = AuditEntry {
             seq: self.seq + 1,
             at,
             actor: author.actor.as_str().to_owned(),
@@ -403,13 +403,13 @@ impl Head {
     /// # Errors
     ///
     /// A row is missing, or this one was changed.
-    pub fn follow(&mut self, entry: &Entry) -> Result<(), Broken> {
+    pub fn follow(&mut self, entry: &AuditEntry) -> Result<(), BrokenChain> {
         let seq = self.seq + 1;
         if entry.seq != seq {
-            return Err(Broken::Missing(seq));
+            return Err(BrokenChain::Missing(seq));
         }
         if entry.hash != entry.digest(&self.hash) {
-            return Err(Broken::Changed(seq));
+            return Err(BrokenChain::Changed(seq));
         }
         *self = Self { seq, hash: entry.hash.clone() };
         Ok(())
@@ -418,7 +418,7 @@ impl Head {
 
 /// The first row of a log that was changed or removed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum Broken {
+pub enum BrokenChain {
     /// The hash does not match the fields and the row before.
     #[error("row {0} of the audit log was changed: its hash does not match it and the row before")]
     Changed(i64),

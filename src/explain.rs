@@ -28,7 +28,7 @@ use crate::key::PresentedKey;
 use crate::policy::{self, Routing};
 use crate::profile::ProfileRow;
 use crate::record::{KeyDetails, KeyRecord, Memo};
-use crate::replica::{Entry, Snapshot, TenantEntry};
+use crate::replica::{KeyEntry, Snapshot, TenantEntry};
 use crate::request::{AccessRequest, Credential};
 use crate::store::inspect::Inspect;
 use crate::store::{self, StoreError};
@@ -353,7 +353,7 @@ impl Explainer {
         notes: &mut Vec<String>,
     ) -> Result<Vec<(Presenter, Proof)>, StoreError> {
         let (record, memo) = (subject.record.clone(), subject.memo.as_ref());
-        let entry = Arc::new(Entry::remembering(record, memo, &self.peppers));
+        let entry = Arc::new(KeyEntry::remembering(record, memo, &self.peppers));
         let verifier = self.verifier()?;
         let recalled = verifier.recall(&*entry, presented);
         if recalled == Proof::Wrong && entry.proven().seal().is_none() {

@@ -33,7 +33,7 @@ use crate::key::PresentedKey;
 use crate::last_used::LastUsed;
 use crate::memo_writer::MemoWriter;
 use crate::policy::{self, Routing};
-use crate::replica::{Entry, Replica, Snapshot, TenantEntry};
+use crate::replica::{KeyEntry, Replica, Snapshot, TenantEntry};
 use crate::request::{AccessRequest, Credential};
 use crate::stats::{Counter, Histogram};
 use crate::tenant::Mode;
@@ -132,7 +132,7 @@ pub struct Verdict<'v> {
     pub terms: Terms<'v>,
     /// The time of the decision, by the wall clock.
     pub at: Timestamp,
-    used: Option<(&'v Arc<Entry>, PresentedKey<'v>)>,
+    used: Option<(&'v Arc<KeyEntry>, PresentedKey<'v>)>,
 }
 
 /// The most rounds of [`Gate::wait_for_verdict`]: a row whose id, tenant or hash changes during a proof is proven
@@ -148,13 +148,13 @@ pub enum Pending<'a> {
     /// The first load.
     Rows,
     /// A proof of this key.
-    Proof(Arc<Entry>, PresentedKey<'a>),
+    Proof(Arc<KeyEntry>, PresentedKey<'a>),
 }
 
 /// Receives proven keys, so that they can be published to the module inside Envoy.
 pub trait ProofSink: Send + Sync {
     /// Receives a key that was proven for this row. Called once for each entry of the replica.
-    fn proven(&self, entry: &Arc<Entry>, presented: PresentedKey<'_>);
+    fn proven(&self, entry: &Arc<KeyEntry>, presented: PresentedKey<'_>);
 
     /// Called when a Check has `context_extensions` on a route that the module may decide on: the configuration of the
     /// module is wrong.
@@ -245,7 +245,8 @@ impl Gate {
                 Pending::Rows if self.loaded(deadline).await => None,
                 Pending::Rows => return self.unable(Fault::NeverLoaded, started),
                 Pending::Proof(entry, presented) => {
-                    let proof = self.verifier.prove(Arc::<Entry>::clone(&entry), presented, deadline).await;
+                    let proof =
+                        self.verifier.prove(Arc::<KeyEntry>::clone(&entry), presented, deadline).await;
                     Some((entry, proof))
                 }
             };
@@ -307,7 +308,7 @@ pub struct View<'g> {
     moment: Moment,
     started: Duration,
     /// The result of the proof that was just made for this request.
-    proven: Option<(Arc<Entry>, Proof)>,
+    proven: Option<(Arc<KeyEntry>, Proof)>,
     /// Why the request cannot be decided any more; then every verdict is this fault.
     unable: Option<Fault>,
 }
@@ -374,7 +375,7 @@ impl View<'_> {
         decision: Decision<'v>,
         terms: Terms<'v>,
         tenant: Option<&'v TenantEntry>,
-        used: Option<(&'v Arc<Entry>, PresentedKey<'v>)>,
+        used: Option<(&'v Arc<KeyEntry>, PresentedKey<'v>)>,
     ) -> Verdict<'v> {
         let decision = decision.in_mode(self.gate.options.mode);
         Verdict { decision, tenant, terms, at: self.moment.now(), used }
@@ -386,7 +387,7 @@ impl View<'_> {
 
     /// Returns whether the presented secret is right, as far as known from the row or from the proof for this
     /// request.
-    fn proof(&self, entry: &Entry, presented: PresentedKey<'_>) -> Proof {
+    fn proof(&self, entry: &KeyEntry, presented: PresentedKey<'_>) -> Proof {
         match (self.gate.verifier.recall(entry, presented), &self.proven) {
             (Proof::Pending, Some((before, proof))) if entry.inherit(before) => *proof,
             (recalled, _) => recalled,
@@ -398,7 +399,7 @@ impl View<'_> {
 fn named<'s, 'a>(
     snapshot: &'s Snapshot,
     request: &AccessRequest<'a>,
-) -> Option<(&'s Arc<Entry>, PresentedKey<'a>)> {
+) -> Option<(&'s Arc<KeyEntry>, PresentedKey<'a>)> {
     let Credential::Presented(presented) = request.credential else { return None };
     Some((snapshot.key(presented.prefix())?, presented))
 }

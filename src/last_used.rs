@@ -13,7 +13,7 @@ use tracing::info;
 use crate::batch_writer::{BatchWriter, Buffer, Schedule};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
-use crate::replica::Entry;
+use crate::replica::KeyEntry;
 use crate::store::{Store, StoreError};
 
 /// The default interval: a use is written at most this much later.
@@ -24,7 +24,7 @@ pub type LastUsed = BatchWriter<Uses>;
 
 /// The keys whose last use is not written yet.
 #[derive(Default)]
-pub struct Uses(Mutex<Vec<Arc<Entry>>>);
+pub struct Uses(Mutex<Vec<Arc<KeyEntry>>>);
 
 impl LastUsed {
     /// Creates a writer without uses.
@@ -34,29 +34,29 @@ impl LastUsed {
     }
 
     /// Records that a key was used for a request that was allowed.
-    pub fn touch(&self, entry: &Arc<Entry>, now: Timestamp) {
+    pub fn touch(&self, entry: &Arc<KeyEntry>, now: Timestamp) {
         self.buffer().touch(entry, now);
     }
 }
 
 impl Uses {
-    fn touch(&self, entry: &Arc<Entry>, now: Timestamp) {
+    fn touch(&self, entry: &Arc<KeyEntry>, now: Timestamp) {
         if entry.record_use(now) {
             self.lock().push(Arc::clone(entry));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Entry>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<KeyEntry>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Buffer for Uses {
-    type Row = Arc<Entry>;
+    type Row = Arc<KeyEntry>;
     const NAME: &'static str = "last_used_at";
     const BATCH: usize = 1_000;
 
-    fn take(&self) -> Vec<Arc<Entry>> {
+    fn take(&self) -> Vec<Arc<KeyEntry>> {
         let entries = std::mem::take(&mut *self.lock());
         for entry in &entries {
             entry.dequeue_use();
@@ -64,14 +64,18 @@ impl Buffer for Uses {
         entries
     }
 
-    fn put_back(&self, entries: Vec<Arc<Entry>>) {
+    fn put_back(&self, entries: Vec<Arc<KeyEntry>>) {
         for entry in &entries {
             // Does nothing if a check used the key meanwhile and has added it to the list.
             self.touch(entry, Timestamp::MIN);
         }
     }
 
-    async fn write(&self, store: &dyn Store, batch: &[Arc<Entry>]) -> Result<Vec<Arc<Entry>>, StoreError> {
+    async fn write(
+        &self,
+        store: &dyn Store,
+        batch: &[Arc<KeyEntry>],
+    ) -> Result<Vec<Arc<KeyEntry>>, StoreError> {
         let mut uses: Vec<_> = batch.iter().map(|entry| entry.last_use()).collect();
         uses.sort_unstable();
         // A key that changed meanwhile may have two entries; the database needs each row once, with the later use.
@@ -85,7 +89,7 @@ impl Buffer for Uses {
 }
 
 /// Logs the first use of each key. Of all servers, only one logs it.
-fn log_first_uses(batch: &[Arc<Entry>], first: &[KeyId]) {
+fn log_first_uses(batch: &[Arc<KeyEntry>], first: &[KeyId]) {
     let first: HashSet<_> = first.iter().collect();
     let mut logged = HashSet::new();
     for record in batch.iter().map(|entry| entry.record()) {
@@ -108,10 +112,10 @@ mod tests {
     use crate::record::KeyRecord;
     use crate::tenant::TenantId;
 
-    fn entry() -> Arc<Entry> {
+    fn entry() -> Arc<KeyEntry> {
         let (id, tenant_id) = (KeyId(Uuid::new_v4()), TenantId(Uuid::nil()));
         let prefix = "llmk_demo".into();
-        Arc::new(Entry::new(KeyRecord::new(id, tenant_id, prefix, None)))
+        Arc::new(KeyEntry::new(KeyRecord::new(id, tenant_id, prefix, None)))
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl MemoWriter {
     }
 
     /// Creates a memo of `presented`, which was proven against this row. It takes half a microsecond, so only the first
-    /// check that can create one calls it ([`crate::replica::Entry::take_memo_due`]).
+    /// check that can create one calls it ([`crate::replica::KeyEntry::take_memo_due`]).
     pub fn note(&self, record: &KeyRecord, presented: PresentedKey<'_>) {
         let memos = self.buffer();
         if let (Some(memo), Some(hash)) = (memos.peppers.memo(record, presented), record.hash) {

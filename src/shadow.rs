@@ -1,6 +1,6 @@
 //! Collects what enforcement would reject, for the shadow report.
 //!
-//! In shadow mode, a request that would be rejected passes and is recorded ([`Report::note`]): its network, client
+//! In shadow mode, a request that would be rejected passes and is recorded ([`ShadowReport::note`]): its network, client
 //! program, method, path, and the reason. Requests that are equal in all of these share one entry. The number of
 //! entries a day is bounded; requests beyond the bound are counted together. Every half minute the entries are added to
 //! a table, which `tenantgate report shadow` reads.
@@ -32,7 +32,7 @@ pub const OTHERS: &str = "(others)";
 
 /// The origin and the target of a request, as the client gives them.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Origin<'a> {
+pub struct RequestOrigin<'a> {
     /// The client's address, if it is known.
     pub address: Option<IpAddr>,
     /// The `user-agent` header.
@@ -44,7 +44,7 @@ pub struct Origin<'a> {
 }
 
 /// Collects and writes the report. Cheap to clone.
-pub type Report = BatchWriter<Entries>;
+pub type ShadowReport = BatchWriter<Entries>;
 
 /// The entries of the current day, and those not written yet.
 pub struct Entries {
@@ -69,7 +69,7 @@ struct Tally {
     last: Timestamp,
 }
 
-impl Report {
+impl ShadowReport {
     /// Creates an empty report.
     #[must_use]
     pub fn new(schedule: Schedule) -> Self {
@@ -77,7 +77,7 @@ impl Report {
     }
 
     /// Records a request that passed and would be rejected by enforcement.
-    pub fn note(&self, objection: &Objection<'_>, origin: &Origin<'_>, now: Timestamp) {
+    pub fn note(&self, objection: &Objection<'_>, origin: &RequestOrigin<'_>, now: Timestamp) {
         self.buffer().note(objection, origin, now);
     }
 
@@ -93,7 +93,7 @@ impl Entries {
         Self { bound, day: Mutex::default(), crowded: Counter::default() }
     }
 
-    fn note(&self, objection: &Objection<'_>, origin: &Origin<'_>, now: Timestamp) {
+    fn note(&self, objection: &Objection<'_>, origin: &RequestOrigin<'_>, now: Timestamp) {
         let kind = ShadowedKind {
             reason: objection.as_str().into(),
             network: plain::network(origin.address),
@@ -204,7 +204,11 @@ mod tests {
     }
 
     fn note(entries: &Entries, path: &str, at: i64) {
-        let origin = Origin { address: "192.0.2.7".parse().ok(), path: path.as_bytes(), ..Origin::default() };
+        let origin = RequestOrigin {
+            address: "192.0.2.7".parse().ok(),
+            path: path.as_bytes(),
+            ..RequestOrigin::default()
+        };
         entries.note(&missing(), &origin, Timestamp(at));
     }
 

@@ -64,12 +64,12 @@ impl Gauge {
 
 /// A histogram of durations, with buckets that double from 4 µs to 4 s.
 #[derive(Debug, Default)]
-pub struct Histogram([Part; STRIPES]);
+pub struct Histogram([HistogramStripe; STRIPES]);
 
 /// The durations that the threads of one stripe recorded.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Part {
+struct HistogramStripe {
     buckets: [AtomicU64; BUCKETS],
     sum_nanos: AtomicU64,
 }

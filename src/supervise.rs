@@ -42,7 +42,7 @@ pub async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
 
 /// A background task.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Part {
+pub enum BackgroundTask {
     /// Writes how far this server has read the change log.
     Heartbeat,
     /// Reloads certificates that changed.
@@ -69,7 +69,7 @@ pub enum Part {
     Usage,
 }
 
-impl Part {
+impl BackgroundTask {
     /// All tasks, in the order of their numbers.
     pub const ALL: [Self; 12] = [
         Self::Heartbeat,
@@ -112,7 +112,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 /// Restarts tasks that panicked, and counts the restarts. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Supervisor(Arc<[Counter; Part::ALL.len()]>);
+pub struct Supervisor(Arc<[Counter; BackgroundTask::ALL.len()]>);
 
 impl Supervisor {
     /// Runs the future that `begin` creates, and creates another one whenever it panics.
@@ -120,7 +120,11 @@ impl Supervisor {
     /// # Cancel safety
     ///
     /// As cancel safe as the future.
-    pub async fn run<T, W: Future<Output = T>>(&self, part: Part, mut begin: impl FnMut() -> W) -> T {
+    pub async fn run<T, W: Future<Output = T>>(
+        &self,
+        part: BackgroundTask,
+        mut begin: impl FnMut() -> W,
+    ) -> T {
         let mut pause = FIRST_PAUSE;
         loop {
             let since = Instant::now();
@@ -138,7 +142,7 @@ impl Supervisor {
 
     /// Returns the number of restarts of each task.
     pub fn restarts(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        Part::ALL.into_iter().map(|part| (part.as_str(), self.0[part as usize].value()))
+        BackgroundTask::ALL.into_iter().map(|part| (part.as_str(), self.0[part as usize].value()))
     }
 }
 
@@ -168,7 +172,7 @@ mod tests {
             assert!(tries.get() > 4, "not yet");
             tries.get()
         };
-        assert_eq!(supervisor.run(Part::Memos, work).await, 5);
+        assert_eq!(supervisor.run(BackgroundTask::Memos, work).await, 5);
         assert_eq!(started.elapsed().as_millis(), 50 + 100 + 200 + 400);
         let counted: Vec<_> = supervisor.restarts().filter(|(_, n)| *n > 0).collect();
         assert_eq!(counted, [("memos", 4)]);
@@ -182,13 +186,13 @@ mod tests {
             assert!(tries.get() > 100, "not yet");
         };
         let started = Instant::now();
-        supervisor.run(Part::LastUsed, work).await;
+        supervisor.run(BackgroundTask::LastUsed, work).await;
         assert!(started.elapsed() <= 100 * LONGEST_PAUSE);
     }
 
     #[test]
     fn numbers_follow_the_order_of_the_list() {
-        for (at, part) in Part::ALL.into_iter().enumerate() {
+        for (at, part) in BackgroundTask::ALL.into_iter().enumerate() {
             assert_eq!(part as usize, at);
         }
     }

@@ -49,19 +49,19 @@ pub struct Counts {
 /// The counts of the threads of one stripe.
 #[derive(Default)]
 #[repr(align(128))]
-struct Stripe(Mutex<Slots>);
+struct Stripe(Mutex<UsageBuckets>);
 
-type Slots = HashMap<Slot, u64, BuildHasherDefault<OneNumber>>;
+type UsageBuckets = HashMap<UsageBucket, u64, BuildHasherDefault<OneNumber>>;
 
 /// The requests that share one count.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Slot {
+struct UsageBucket {
     day: i64,
     key: Uuid,
     reason: &'static str,
 }
 
-impl Hash for Slot {
+impl Hash for UsageBucket {
     /// Writes one number. The first and last letters of any two reasons differ.
     fn hash<H: Hasher>(&self, state: &mut H) {
         let (high, low) = self.key.as_u64_pair();
@@ -73,7 +73,7 @@ impl Hash for Slot {
     }
 }
 
-/// The hasher of [`Slot`]. Clients choose neither days nor reasons nor the ids of keys, so it need not resist them, and
+/// The hasher of [`UsageBucket`]. Clients choose neither days nor reasons nor the ids of keys, so it need not resist them, and
 /// takes a tenth of the instructions of the hasher of the standard library.
 #[derive(Default)]
 struct OneNumber(u64);
@@ -105,7 +105,7 @@ impl Usage {
 
     /// Counts requests that were decided elsewhere, the last of them at `at`; [`NOBODY`] without a proven key.
     pub fn add(&self, key: KeyId, reason: &'static str, requests: u64, at: Timestamp) {
-        self.buffer().add(Slot { day: at.day(), key: key.0, reason }, requests);
+        self.buffer().add(UsageBucket { day: at.day(), key: key.0, reason }, requests);
     }
 
     /// Counts a request that was decided at `now`.
@@ -117,10 +117,10 @@ impl Usage {
 impl Counts {
     fn count(&self, decision: &Decision<'_>, now: Timestamp) {
         let (reason, key) = reason_and_key(decision);
-        self.add(Slot { day: now.day(), key: key.unwrap_or(NOBODY).0, reason }, 1);
+        self.add(UsageBucket { day: now.day(), key: key.unwrap_or(NOBODY).0, reason }, 1);
     }
 
-    fn add(&self, slot: Slot, requests: u64) {
+    fn add(&self, slot: UsageBucket, requests: u64) {
         *self.stripes[stripe()].lock().entry(slot).or_insert(0) += requests;
     }
 
@@ -130,14 +130,14 @@ impl Counts {
 }
 
 impl Stripe {
-    fn lock(&self) -> MutexGuard<'_, Slots> {
+    fn lock(&self) -> MutexGuard<'_, UsageBuckets> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes all counts, and holds the lock only while the maps are swapped.
-    fn take(&self) -> Slots {
+    fn take(&self) -> UsageBuckets {
         let room = self.lock().len();
-        let empty = Slots::with_capacity_and_hasher(room, BuildHasherDefault::default());
+        let empty = UsageBuckets::with_capacity_and_hasher(room, BuildHasherDefault::default());
         std::mem::replace(&mut *self.lock(), empty)
     }
 }
@@ -162,7 +162,7 @@ impl Buffer for Counts {
     /// cannot deadlock.
     fn take(&self) -> Vec<Used> {
         let mut rows = std::mem::take(&mut *self.late());
-        for (Slot { day, key, reason }, requests) in self.stripes.iter().flat_map(Stripe::take) {
+        for (UsageBucket { day, key, reason }, requests) in self.stripes.iter().flat_map(Stripe::take) {
             rows.push(Used { day, key: KeyId(key), reason, requests });
         }
         rows.sort_unstable();

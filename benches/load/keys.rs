@@ -7,7 +7,7 @@ use tenantgate::key::KeyId;
 use tenantgate::key::format::parse;
 use tenantgate::record::{KeyRecord, SecretHash};
 use tenantgate::tenant::TenantId;
-use tenantgate::verify::memo::{Peppers, Policy};
+use tenantgate::verify::memo::{MemoPolicy, Peppers};
 use tenantgate::verify::pepper::Pepper;
 use uuid::Uuid;
 
@@ -23,7 +23,7 @@ pub(crate) fn with_memos(world: &World, keys: usize) -> String {
     let pepper = Pepper::random().expect("randomness");
     let file = world.db.dir().join("pepper");
     std::fs::write(&file, pepper.expose_line().as_bytes()).expect("written");
-    let peppers = Peppers::new(vec![pepper], Policy::Optional);
+    let peppers = Peppers::new(vec![pepper], MemoPolicy::Optional);
     let tenant_id = TenantId(Uuid::parse_str(&world.acme.id).expect("a UUID"));
     let rows: Vec<String> = (0..keys).map(|n| row(n, tenant_id, &peppers)).collect();
     insert(world, "id, hashed_key, key_prefix, tenant_id, key_memo", &rows);

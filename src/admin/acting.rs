@@ -20,7 +20,7 @@ use crate::verify::derived::{Derivation, Randomness};
 
 /// The HTTP request that makes a change.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Origin {
+pub struct ChangeOrigin {
     /// Its id.
     pub request_id: Option<String>,
     /// The address of its client; `None` for Unix sockets.
@@ -29,7 +29,7 @@ pub struct Origin {
 
 /// The versions of a row that may be changed.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub enum Expected {
+pub enum ExpectedVersion {
     /// Any.
     #[default]
     Any,
@@ -37,7 +37,7 @@ pub enum Expected {
     OneOf(Vec<String>),
 }
 
-impl Expected {
+impl ExpectedVersion {
     fn judge(&self, version: impl FnOnce() -> String) -> Result<(), ChangeError> {
         match self {
             Self::Any => Ok(()),
@@ -50,7 +50,7 @@ impl Expected {
 impl Admin {
     /// Returns a copy that acts for a management key or a trusted user.
     #[must_use]
-    pub fn on_behalf(&self, caller: &Caller, origin: &Origin) -> Self {
+    pub fn on_behalf(&self, caller: &Caller, origin: &ChangeOrigin) -> Self {
         let author = Author {
             actor: actor(&caller.key),
             request_id: origin.request_id.clone(),
@@ -63,7 +63,7 @@ impl Admin {
 
     /// Returns a copy that changes a row only if it has one of these versions.
     #[must_use]
-    pub fn expecting(self, expected: Expected) -> Self {
+    pub fn expecting(self, expected: ExpectedVersion) -> Self {
         Self { expected, ..self }
     }
 

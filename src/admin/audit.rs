@@ -1,7 +1,7 @@
 //! Reads and verifies the audit log, page by page, so that its size does not matter.
 
 use super::{Admin, AdminError, refused};
-use crate::audit::{Entry, Head};
+use crate::audit::{AuditEntry, LogHead};
 use crate::store::AuditFilter;
 
 /// The number of rows of a page: some hundred kilobytes.
@@ -11,7 +11,7 @@ const PAGE: i64 = 1_000;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Verified {
     /// The end of the log.
-    pub head: Head,
+    pub head: LogHead,
     /// The number of rows after the row whose hash was expected; `None` if no hash was given.
     pub since_expected: Option<i64>,
 }
@@ -27,7 +27,7 @@ impl Admin {
         &self,
         filter: &AuditFilter,
         limit: Option<i64>,
-        mut sink: impl FnMut(&[Entry]) -> Result<(), E>,
+        mut sink: impl FnMut(&[AuditEntry]) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut after = match limit {
             Some(count) => self.store.audit_before_newest(filter, count).await.map_err(AdminError::from)?,
@@ -47,9 +47,9 @@ impl Admin {
     ///
     /// A row is missing or was changed; the error names the first such row. Or no row has the expected hash.
     pub async fn verify_audit(&self, expected: Option<&str>) -> Result<Verified, AdminError> {
-        let mut head = Head::default();
+        let mut head = LogHead::default();
         let mut seen_at = expected.filter(|hash| *hash == head.hash).map(|_| 0);
-        let follow = |page: &[Entry]| {
+        let follow = |page: &[AuditEntry]| {
             for entry in page {
                 head.follow(entry).map_err(|broken| AdminError::Refused(broken.to_string()))?;
                 if expected == Some(entry.hash.as_str()) {

@@ -27,15 +27,15 @@ mod waiting;
 
 use std::sync::Arc;
 
-pub use self::acting::{Expected, Origin};
+pub use self::acting::{ChangeOrigin, ExpectedVersion};
 pub use self::admin_keys::{AdminKeyUpdate, AdminKeyWish, Caller, Creator, IssuedAdminKey, ListedAdminKey};
 pub use self::audit::Verified;
 pub use self::demo::{DEMO_KEY, DEMO_TENANT};
 pub use self::key_changes::{Expiry, KeyUpdate, ToRevoke};
 pub use self::keys::Issued;
-pub use self::overview::{LONG, Refused, SOON};
+pub use self::overview::{LONG, RefusedRequest, SOON};
 pub use self::plans::LimitUpdate;
-pub use self::report::{Criteria, Finding};
+pub use self::report::{Criteria, KeyFinding};
 pub use self::route_test::{RouteVerdict, TestedRequest};
 pub use self::routes::{ChangedRoute, RouteDifference, RouteUpdate, RouteView};
 pub use self::sessions::{Browser, IDLE, LINK_WITHIN, LONGEST, LoginLink, SignedIn, is_on};
@@ -155,7 +155,7 @@ pub struct Admin {
     /// The permissions of the caller; unlimited for the command line.
     creator: Creator,
     /// The versions of a row that may be changed.
-    expected: Expected,
+    expected: ExpectedVersion,
     /// The source of the next key; `None` for a random key.
     derivation: Option<Derivation>,
 }
@@ -165,7 +165,7 @@ impl Admin {
     #[must_use]
     pub fn new(store: Arc<dyn Management>, clock: Arc<dyn Clock>, peppers: Peppers) -> Self {
         let (author, creator) = (Author::default(), Creator::database());
-        Self { store, clock, peppers, author, creator, expected: Expected::Any, derivation: None }
+        Self { store, clock, peppers, author, creator, expected: ExpectedVersion::Any, derivation: None }
     }
 
     /// Returns the peppers. The first one derives keys that can be shown again.

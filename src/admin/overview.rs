@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Admin, AdminError};
-use crate::audit::Entry;
+use crate::audit::AuditEntry;
 use crate::clock::{MICROS_PER_DAY, Timestamp};
 use crate::key::KeyId;
 use crate::permission::Reach;
@@ -22,7 +22,7 @@ pub const LONG: Duration = Duration::from_hours(90 * 24);
 
 /// A rejected request.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Refused {
+pub struct RefusedRequest {
     /// When it was decided.
     pub at: Timestamp,
     /// Why, as logs spell it.
@@ -58,14 +58,14 @@ impl Admin {
     /// # Errors
     ///
     /// No rejection with this id is visible to the caller, or the database is not available.
-    pub async fn refusal(&self, decision_id: Uuid) -> Result<Refused, AdminError> {
+    pub async fn refusal(&self, decision_id: Uuid) -> Result<RefusedRequest, AdminError> {
         let no_refusal = || AdminError::Missing(format!("there is no refusal {decision_id}"));
         let found = self.store.refusal(decision_id).await?.ok_or_else(no_refusal)?;
         let key = if found.key.0.is_nil() { None } else { Some(self.key(&found.key.0.to_string()).await?) };
         if key.is_none() && self.creator.authority.reach != Reach::All {
             return Err(no_refusal());
         }
-        Ok(Refused { at: found.at, reason: found.reason, key })
+        Ok(RefusedRequest { at: found.at, reason: found.reason, key })
     }
 
     /// Returns the requests that a reach covers, by day and reason, of the last `days` days (UTC) including today.
@@ -107,7 +107,7 @@ impl Admin {
         filter: &AuditFilter,
         pages: i64,
         size: i64,
-    ) -> Result<Vec<Entry>, AdminError> {
+    ) -> Result<Vec<AuditEntry>, AdminError> {
         let newer = pages.saturating_mul(size);
         let after = self.store.audit_before_newest(filter, newer.saturating_add(size)).await?;
         // Only the rows of this page are read, however many are newer.

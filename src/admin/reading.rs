@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::tenants::may_name;
 use super::{Admin, AdminError};
-use crate::audit::Entry;
+use crate::audit::AuditEntry;
 use crate::permission::Reach;
 use crate::record::{KeyDetails, KeyState};
 use crate::store::{AuditFilter, KeyFilter, KeyPage, KeyPlace, TenantFilter, TenantPage, TenantPlace};
@@ -83,7 +83,7 @@ impl Admin {
         filter: &AuditFilter,
         after: i64,
         rows: usize,
-    ) -> Result<Vec<Entry>, AdminError> {
+    ) -> Result<Vec<AuditEntry>, AdminError> {
         let rows = i64::try_from(rows).unwrap_or(i64::MAX);
         Ok(self.store.audit_entries(filter, after, rows).await?)
     }

@@ -16,7 +16,7 @@ pub(super) const PAGE: i64 = 1_000;
 
 /// A finding about a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Finding {
+pub enum KeyFinding {
     /// It expires soon.
     Expiring,
     /// Its hash has a low bcrypt cost.
@@ -31,7 +31,7 @@ pub enum Finding {
     WithoutMemo,
 }
 
-impl Finding {
+impl KeyFinding {
     /// Returns the word in reports.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -76,7 +76,7 @@ impl Criteria {
 
     /// Returns the findings about a key at `now`, in the order of the options.
     #[must_use]
-    pub fn findings(&self, key: &StoredKey, now: Timestamp) -> Vec<Finding> {
+    pub fn findings(&self, key: &StoredKey, now: Timestamp) -> Vec<KeyFinding> {
         let details = &key.details;
         if details.state(now) != KeyState::Active {
             return Vec::new();
@@ -85,12 +85,12 @@ impl Criteria {
         let soon = |span| details.expires_at.is_some_and(|at| at <= now.after(span));
         let cheap = |cost| SecretHash::parse(&key.hash).is_some_and(|hash| hash.cost() < cost);
         let all = [
-            (self.unused_for.is_some_and(|span| last_sign_of_life <= now.before(span)), Finding::Unused),
-            (self.expiring_within.is_some_and(soon), Finding::Expiring),
-            (self.never_used && details.last_used_at.is_none(), Finding::NeverUsed),
-            (self.without_expiry && details.expires_at.is_none(), Finding::WithoutExpiry),
-            (self.without_memo && details.memo.is_none(), Finding::WithoutMemo),
-            (self.cost_below.is_some_and(cheap), Finding::LowCost),
+            (self.unused_for.is_some_and(|span| last_sign_of_life <= now.before(span)), KeyFinding::Unused),
+            (self.expiring_within.is_some_and(soon), KeyFinding::Expiring),
+            (self.never_used && details.last_used_at.is_none(), KeyFinding::NeverUsed),
+            (self.without_expiry && details.expires_at.is_none(), KeyFinding::WithoutExpiry),
+            (self.without_memo && details.memo.is_none(), KeyFinding::WithoutMemo),
+            (self.cost_below.is_some_and(cheap), KeyFinding::LowCost),
         ];
         all.into_iter().filter_map(|(holds, finding)| holds.then_some(finding)).collect()
     }
@@ -106,7 +106,7 @@ impl Admin {
         &self,
         tenant: Option<&str>,
         criteria: &Criteria,
-        mut sink: impl FnMut(&StoredKey, &[Finding]) -> Result<(), E>,
+        mut sink: impl FnMut(&StoredKey, &[KeyFinding]) -> Result<(), E>,
     ) -> Result<(), E> {
         let now = self.now();
         let filter = self.keys_of(tenant).await?;
@@ -187,7 +187,7 @@ mod tests {
         let mut key = fine();
         change(&mut key);
         let all = Criteria::ALL.findings(&key, NOW);
-        all.into_iter().map(Finding::as_str).collect()
+        all.into_iter().map(KeyFinding::as_str).collect()
     }
 
     #[test]
@@ -218,7 +218,7 @@ mod tests {
         let mut key = fine();
         (key.details.last_used_at, key.details.expires_at, key.details.memo) = (None, None, None);
         let criteria = Criteria { never_used: true, cost_below: Some(13), ..Criteria::default() };
-        assert_eq!(criteria.findings(&key, NOW), [Finding::NeverUsed, Finding::LowCost]);
+        assert_eq!(criteria.findings(&key, NOW), [KeyFinding::NeverUsed, KeyFinding::LowCost]);
     }
 
     #[test]

@@ -6,9 +6,9 @@ use crate::decision::{Entrance, RuleFact};
 use crate::path::Path;
 use crate::policy::{self, Routing};
 use crate::record::{KeyDetails, KeyState};
-use crate::request::{self, Reader, Waived};
+use crate::request::{self, RequestReader, Waived};
 use crate::route::host::request_host;
-use crate::route::{Entry, RouteMode, RouteRow, RouteTable};
+use crate::route::{RouteEntry, RouteMode, RouteRow, RouteTable};
 use crate::scope::{Needs, Scopes};
 
 /// A hypothetical request.
@@ -74,7 +74,7 @@ impl Admin {
 
 fn verdict(rows: &[RouteRow], request: &TestedRequest, key: Option<(&KeyDetails, KeyState)>) -> RouteVerdict {
     let table = RouteTable::of(rows);
-    let mut reader = Reader::new(&request.reading);
+    let mut reader = RequestReader::new(&request.reading);
     for (name, value) in &request.context {
         reader.context(name.as_bytes(), value.as_bytes());
     }
@@ -84,7 +84,7 @@ fn verdict(rows: &[RouteRow], request: &TestedRequest, key: Option<(&KeyDetails,
     let ambiguous = policy::target(&table, request.policy, &asked).err().or(path.as_ref().err().copied());
     let candidates = |path| table.candidates(&request_host(asked.host), asked.method, path);
     let entries = path.as_ref().ok().filter(|_| ambiguous.is_none()).map(candidates).unwrap_or_default();
-    let view = |entry: &&Entry| rows.iter().find(|row| row.id == entry.id).map(RouteView::from);
+    let view = |entry: &&RouteEntry| rows.iter().find(|row| row.id == entry.id).map(RouteView::from);
     let rule = entries.first().and_then(view);
     let next: Vec<_> = entries.iter().skip(1).filter_map(view).collect();
     let by_rule = entries.first().and_then(|entry| entry.rule.as_ref().ok()?.needs.as_ref());

@@ -10,13 +10,13 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use uuid::Uuid;
 
-use super::{Admin, AdminError, Caller, Creator, Origin, refused};
+use super::{Admin, AdminError, Caller, ChangeOrigin, Creator, refused};
 use crate::clock::Timestamp;
 use crate::key::PresentedKey;
 use crate::permission::{AdminKey, AdminKeyId, authority};
 use crate::random;
 use crate::store::{AdminSession, Ending, SessionId};
-use crate::verify::token::{self, Token};
+use crate::verify::token::{self, RandomToken};
 
 /// How long a login link is valid.
 pub const LINK_WITHIN: Duration = Duration::from_mins(5);
@@ -36,7 +36,7 @@ const AGENT_CHARS: usize = 255;
 /// A link that signs in once.
 pub struct LoginLink {
     /// The last segment of its path.
-    pub token: Token,
+    pub token: RandomToken,
     /// The management key with which it signs in.
     pub key: AdminKey,
     /// When it expires.
@@ -55,7 +55,7 @@ pub struct Browser {
 /// A session that just began. Its token cannot be shown again.
 pub struct SignedIn {
     /// The value of the cookie.
-    pub token: Token,
+    pub token: RandomToken,
     /// The management key that signed in, and what it may do.
     pub caller: Caller,
 }
@@ -150,7 +150,7 @@ impl Admin {
             address: browser.address.map(|address| address.to_canonical().to_string()),
             user_agent: browser.user_agent.as_deref().map(shortened),
         };
-        let origin = Origin { request_id: None, address: browser.address };
+        let origin = ChangeOrigin { request_id: None, address: browser.address };
         let store = self.on_behalf(&caller, &origin).store;
         store.insert_session(&token.hash(), &session, now.before(LONGEST), now.before(IDLE)).await?;
         Ok(SignedIn { token, caller })
@@ -217,8 +217,8 @@ impl Admin {
     }
 }
 
-fn issue<R: TryRng>(rng: &mut R) -> Result<Token, AdminError> {
-    Token::issue_with(rng).map_err(|e| AdminError::Refused(format!("no randomness: {e}")))
+fn issue<R: TryRng>(rng: &mut R) -> Result<RandomToken, AdminError> {
+    RandomToken::issue_with(rng).map_err(|e| AdminError::Refused(format!("no randomness: {e}")))
 }
 
 /// Returns a user agent without control characters, cut to the stored length.

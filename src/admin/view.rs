@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{Issued, IssuedAdminKey, ListedAdminKey};
-use crate::audit::Entry;
+use crate::audit::AuditEntry;
 use crate::clock::Timestamp;
 use crate::key::PlainKey;
 use crate::permission::{AdminKey, Ended, Permission, Permissions, Reach};
@@ -313,9 +313,9 @@ pub(crate) struct EntryView<'a> {
     pub(crate) action: &'a str,
     pub(crate) subject: &'a str,
     #[schema(value_type = Option<Object>)]
-    pub(crate) before: Option<Seen<'a>>,
+    pub(crate) before: Option<StoredJson<'a>>,
     #[schema(value_type = Option<Object>)]
-    pub(crate) after: Option<Seen<'a>>,
+    pub(crate) after: Option<StoredJson<'a>>,
     pub(crate) request_id: Option<&'a str>,
     pub(crate) address: Option<&'a str>,
     pub(crate) hash: &'a str,
@@ -324,12 +324,12 @@ pub(crate) struct EntryView<'a> {
 /// JSON as stored; a text if the column was changed to something else.
 #[derive(Serialize)]
 #[serde(untagged)]
-pub(crate) enum Seen<'a> {
+pub(crate) enum StoredJson<'a> {
     Json(&'a RawValue),
     Text(&'a str),
 }
 
-impl<'a> Seen<'a> {
+impl<'a> StoredJson<'a> {
     fn of(text: &'a str) -> Self {
         serde_json::from_str(text).map_or(Self::Text(text), Self::Json)
     }
@@ -340,16 +340,16 @@ impl<'a> Seen<'a> {
     }
 }
 
-impl<'a> From<&'a Entry> for EntryView<'a> {
-    fn from(entry: &'a Entry) -> Self {
+impl<'a> From<&'a AuditEntry> for EntryView<'a> {
+    fn from(entry: &'a AuditEntry) -> Self {
         Self {
             seq: entry.seq,
             at: entry.at.to_string(),
             actor: &entry.actor,
             action: &entry.action,
             subject: &entry.subject,
-            before: entry.before.as_deref().map(Seen::of),
-            after: entry.after.as_deref().map(Seen::of),
+            before: entry.before.as_deref().map(StoredJson::of),
+            after: entry.after.as_deref().map(StoredJson::of),
             request_id: entry.request_id.as_deref(),
             address: entry.address.as_deref(),
             hash: &entry.hash,

@@ -18,8 +18,8 @@ fn tenant(status: TenantStatus) -> Tenant {
 }
 
 /// A log of three rows.
-fn log() -> Vec<Entry> {
-    let (mut head, author) = (Head::default(), Author::from(Actor::new("alice").unwrap()));
+fn log() -> Vec<AuditEntry> {
+    let (mut head, author) = (LogHead::default(), Author::from(Actor::new("alice").unwrap()));
     let (active, suspended) = (tenant(TenantStatus::Active), tenant(TenantStatus::Suspended));
     let drafts = [
         Draft::of_tenant(Action::TenantCreate, None, &active),
@@ -34,8 +34,8 @@ fn log() -> Vec<Entry> {
     entries.collect()
 }
 
-fn verify(log: &[Entry]) -> Result<Head, Broken> {
-    let mut head = Head::default();
+fn verify(log: &[AuditEntry]) -> Result<LogHead, BrokenChain> {
+    let mut head = LogHead::default();
     log.iter().try_for_each(|entry| head.follow(entry))?;
     Ok(head)
 }
@@ -43,8 +43,8 @@ fn verify(log: &[Entry]) -> Result<Head, Broken> {
 #[test]
 fn an_unchanged_log_is_intact() {
     let log = log();
-    assert_eq!(verify(&log), Ok(Head { seq: 3, hash: log[2].hash.clone() }));
-    assert_eq!(verify(&[]), Ok(Head::default()));
+    assert_eq!(verify(&log), Ok(LogHead { seq: 3, hash: log[2].hash.clone() }));
+    assert_eq!(verify(&[]), Ok(LogHead::default()));
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn the_origin_of_a_change_is_part_of_the_hash() {
             address: address.map(str::to_owned),
             ..Author::from(Actor::new("alice").unwrap())
         };
-        Head::default().append(Timestamp(0), &author, draft()).hash
+        LogHead::default().append(Timestamp(0), &author, draft()).hash
     };
     // Computed with Python's hashlib, by the formula above.
     assert_eq!(hash(None, None), "9096f65d2090c985d345fccba134593a78f5339e10a877fcba9d63946341266c");
@@ -78,7 +78,7 @@ fn the_origin_of_a_change_is_part_of_the_hash() {
 
 #[test]
 fn every_change_of_a_row_is_detected_at_that_row() {
-    let changes: [fn(&mut Entry); 9] = [
+    let changes: [fn(&mut AuditEntry); 9] = [
         |e| e.request_id = Some(String::new()),
         |e| e.address = Some("192.0.2.1".into()),
         |e| e.at = Timestamp(e.at.0 + 1),
@@ -92,17 +92,17 @@ fn every_change_of_a_row_is_detected_at_that_row() {
     for change in changes {
         let mut log = log();
         change(&mut log[1]);
-        assert_eq!(verify(&log), Err(Broken::Changed(2)), "{:?}", log[1]);
+        assert_eq!(verify(&log), Err(BrokenChain::Changed(2)), "{:?}", log[1]);
     }
     let mut without = log();
     without.remove(1);
-    assert_eq!(verify(&without), Err(Broken::Missing(2)));
+    assert_eq!(verify(&without), Err(BrokenChain::Missing(2)));
     let mut swapped = log();
     swapped.swap(1, 2);
-    assert_eq!(verify(&swapped), Err(Broken::Missing(2)));
+    assert_eq!(verify(&swapped), Err(BrokenChain::Missing(2)));
     let mut headless = log();
     headless.remove(0);
-    assert_eq!(verify(&headless), Err(Broken::Missing(1)));
+    assert_eq!(verify(&headless), Err(BrokenChain::Missing(1)));
 }
 
 #[test]

@@ -11,9 +11,9 @@ use super::args::AuditCommand;
 use super::rows::{PrintRow, RowPrinter};
 use super::view::{Text, plain};
 use super::{Failure, Out};
-use crate::admin::view::{EntryView, Seen};
+use crate::admin::view::{EntryView, StoredJson};
 use crate::admin::{Admin, Verified};
-use crate::audit::{Actor, Entry};
+use crate::audit::{Actor, AuditEntry};
 use crate::store::AuditFilter;
 
 /// Runs the command.
@@ -34,15 +34,15 @@ pub(super) async fn audit(
     let actor = whose.map(|actor| actor.as_str().to_owned());
     let filter = AuditFilter { since: instant(since), until: instant(until), actor, subject, tenants: None };
     let mut rows = RowPrinter::new(out.0);
-    let show = |page: &[Entry]| page.iter().try_for_each(|entry| rows.row(&EntryView::from(entry)));
+    let show = |page: &[AuditEntry]| page.iter().try_for_each(|entry| rows.row(&EntryView::from(entry)));
     admin.audit(&filter, limit, show).await?;
     rows.finish::<EntryView<'_>>("no matching entries")
 }
 
 impl PrintRow for EntryView<'_> {
     fn line(&self) -> String {
-        let before = self.before.as_ref().map(Seen::fields);
-        let after = self.after.as_ref().map(Seen::fields).unwrap_or_default();
+        let before = self.before.as_ref().map(StoredJson::fields);
+        let after = self.after.as_ref().map(StoredJson::fields).unwrap_or_default();
         let named = ["key_prefix", "db_schema_name"].into_iter().find_map(|name| after.get(name)?.as_str());
         let subject =
             named.map_or_else(|| self.subject.to_owned(), |name| format!("{name} ({})", self.subject));

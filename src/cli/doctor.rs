@@ -29,13 +29,13 @@ use self::rows::RowCounts;
 use super::explain::read_key;
 use super::target::{Target, TlsArgs, target};
 use super::view::{Text, plain};
-use super::{Failure, Session, one_line, open_admin};
+use super::{CommandSession, Failure, one_line, open_admin};
 use crate::client_address::parse_address;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, ExchangeArgs, JudgementArgs, SizeArgs};
 use crate::diagnostics::{Finding, Level};
 use crate::envoy::probe::Probe;
-use crate::envoy::{Expected, admin, http};
+use crate::envoy::{ExpectedConfig, admin, http};
 use crate::ext_authz::header::DECISION_ID_HEADER;
 use crate::ext_authz::rejection::OUTSIDE_NETWORKS;
 use crate::ext_authz::service::SERVICE_NAME;
@@ -89,13 +89,13 @@ pub(crate) struct DoctorArgs {
 }
 
 /// All findings.
-pub(super) struct Report {
+pub(super) struct DoctorReport {
     findings: Vec<Finding>,
     /// Whether the database was not reachable.
     no_database: bool,
 }
 
-impl Report {
+impl DoctorReport {
     /// The result of the command.
     pub(super) fn verdict(&self) -> Result<(), Failure> {
         let bad = self.findings.iter().any(|finding| finding.level == Level::Bad);
@@ -108,9 +108,9 @@ impl Report {
 }
 
 /// Examines everything that the arguments name.
-pub(super) async fn examine(args: &DoctorArgs, by: &Session) -> Result<Report, Failure> {
+pub(super) async fn examine(args: &DoctorArgs, by: &CommandSession) -> Result<DoctorReport, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let mut report = Report { findings: Vec::new(), no_database: false };
+    let mut report = DoctorReport { findings: Vec::new(), no_database: false };
     let peppers = pepper_file(args, &mut report.findings)?;
     let store = config::inspected(&by.database, by.actor.clone())
         .map_err(|why| Failure::usage(format!("{}: {why}", by.database.option())))?;
@@ -142,14 +142,18 @@ pub(super) async fn examine(args: &DoctorArgs, by: &Session) -> Result<Report, F
 }
 
 /// Examines Envoy, as far as its addresses are given.
-async fn envoy(args: &DoctorArgs, by: &Session, rules_of_hosts: bool) -> Result<Vec<Finding>, Failure> {
+async fn envoy(
+    args: &DoctorArgs,
+    by: &CommandSession,
+    rules_of_hosts: bool,
+) -> Result<Vec<Finding>, Failure> {
     let key_header = args.judgement.key_header.to_ascii_lowercase();
     let (header_bytes, message_bytes) = config::sizes(&args.size)?;
     let (client_address, identity) = config::exchange(&args.exchange, &key_header)?;
     let names: Vec<_> = identity.names().collect();
     let always: Vec<_> =
         identity.iter().filter(|(field, _)| field.is_always_set()).map(|(_, name)| name).collect();
-    let expected = Expected {
+    let expected = ExpectedConfig {
         identity: &names,
         always: &always,
         client_address: &client_address,
@@ -189,7 +193,7 @@ async fn envoy(args: &DoctorArgs, by: &Session, rules_of_hosts: bool) -> Result<
 }
 
 /// Reads a key that is limited to networks, and returns an address in the first of them.
-async fn limited_key(file: &Path, by: &Session) -> Result<(Zeroizing<String>, IpAddr), Failure> {
+async fn limited_key(file: &Path, by: &CommandSession) -> Result<(Zeroizing<String>, IpAddr), Failure> {
     const OPTION: &str = "--limited-key-file";
     let key = read_key(OPTION, file)?;
     let wrong = |why: &str| Failure::usage(format!("{OPTION} {}: {why}", file.display()));
@@ -262,7 +266,7 @@ struct FindingView<'a> {
     remedy: Option<&'a str>,
 }
 
-impl Serialize for Report {
+impl Serialize for DoctorReport {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(self.findings.iter().map(|finding| FindingView {
             check: finding.check,
@@ -273,7 +277,7 @@ impl Serialize for Report {
     }
 }
 
-impl Text for Report {
+impl Text for DoctorReport {
     fn text(&self) -> String {
         let line = |finding: &Finding| {
             let remedy = finding.remedy.iter().map(|remedy| format!("; do: {remedy}"));

@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use self::logged::Logged;
 use self::show::{DecisionView, ExplainView};
 use self::through::ThroughView;
-use super::{Failure, Session, open_admin};
+use super::{CommandSession, Failure, open_admin};
 use crate::admin::AdminError;
 use crate::clock::{SystemClock, Timestamp};
 use crate::config::{self, JudgementArgs, ModeArgs};
@@ -33,8 +33,8 @@ use crate::ext_authz::translate::ResponseOptions;
 use crate::invalid::InvalidValue;
 use crate::key::format::{SCHEME, is_stored_prefix, parse};
 use crate::policy;
-use crate::request::{self, AUTHORIZATION, Reader};
-use crate::server::{Explain, ExplainedRequest};
+use crate::request::{self, AUTHORIZATION, RequestReader};
+use crate::server::{ExplainFn, ExplainedRequest};
 use crate::store::StoreError;
 use crate::tenant::Mode;
 use crate::verify::memo::Peppers;
@@ -99,15 +99,18 @@ struct Alone {
 
 /// Returns the function that explains requests of management over HTTP. It decides as a server with the options in the
 /// environment of this process.
-pub(super) fn for_management(by: &Session) -> Explain {
+pub(super) fn for_management(by: &CommandSession) -> ExplainFn {
     let (database, actor) = (by.database.clone(), by.actor.clone());
     Arc::new(move |request| {
-        let by = Session { database: database.clone(), actor: actor.clone() };
+        let by = CommandSession { database: database.clone(), actor: actor.clone() };
         Box::pin(async move { asked_over_http(&request, &by).await })
     })
 }
 
-async fn asked_over_http(request: &ExplainedRequest, by: &Session) -> Result<serde_json::Value, AdminError> {
+async fn asked_over_http(
+    request: &ExplainedRequest,
+    by: &CommandSession,
+) -> Result<serde_json::Value, AdminError> {
     let mut typed = vec!["explain".to_owned()];
     let ExplainedRequest { key_prefix, method, path, host, client_address, context, at } = request;
     for (name, value) in [
@@ -150,7 +153,7 @@ fn prefix(text: &str) -> Result<String, InvalidValue> {
 }
 
 /// The request to explain: the arguments, and what the logs add to them.
-struct Asked<'a> {
+struct RequestToExplain<'a> {
     args: &'a ExplainArgs,
     key: Option<Zeroizing<String>>,
     /// Whether the secret of the key is a placeholder.
@@ -161,7 +164,7 @@ struct Asked<'a> {
     freshness: Freshness,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> RequestToExplain<'a> {
     fn new(args: &'a ExplainArgs, logged: &[Logged]) -> Result<Self, Failure> {
         let first =
             |field: fn(&Logged) -> &Option<String>| logged.iter().find_map(|line| field(line).clone());
@@ -203,13 +206,13 @@ fn freshness(reason: Option<&str>) -> Freshness {
 /// Explains the request that the arguments describe. The inner error says why the explanation is incomplete.
 pub(super) async fn explain(
     args: &ExplainArgs,
-    by: &Session,
+    by: &CommandSession,
 ) -> Result<(ExplainView, Result<(), Failure>), Failure> {
     let (options, policy, peppers, mode) = config::judgement_in_mode(&args.judgement, &args.mode)?;
     let store = config::inspected(&by.database, by.actor.clone())
         .map_err(|why| Failure::usage(format!("{}: {why}", by.database.option())))?;
     let decision = args.decision_id.map(|id| looked_up(args, id)).transpose()?;
-    let asked = Asked::new(args, decision.as_ref().map_or(&[], |decision| &decision.logged))?;
+    let asked = RequestToExplain::new(args, decision.as_ref().map_or(&[], |decision| &decision.logged))?;
     let through = sent(&asked, &options).await?;
     let database = store.address();
     let mut view = ExplainView::of(database.clone());
@@ -245,7 +248,7 @@ fn looked_up(args: &ExplainArgs, id: Uuid) -> Result<DecisionView, Failure> {
 }
 
 /// Returns advice on how to learn more about a decision.
-fn advice(decision: &DecisionView, asked: &Asked<'_>) -> Vec<String> {
+fn advice(decision: &DecisionView, asked: &RequestToExplain<'_>) -> Vec<String> {
     match (decision.logged.as_slice(), asked.has_cases()) {
         ([], _) => asked.args.decision_id.map(logged::how_to_find).unwrap_or_default(),
         (_, false) => {
@@ -267,7 +270,10 @@ fn advice(decision: &DecisionView, asked: &Asked<'_>) -> Vec<String> {
 }
 
 /// Sends the request through Envoy, if requested.
-async fn sent(asked: &Asked<'_>, options: &request::RequestOptions) -> Result<Option<ThroughView>, Failure> {
+async fn sent(
+    asked: &RequestToExplain<'_>,
+    options: &request::RequestOptions,
+) -> Result<Option<ThroughView>, Failure> {
     let Some(url) = &asked.args.through else { return Ok(None) };
     let carried = asked.key.as_ref().map(|key| carried(key, asked.args.bearer));
     let name = if asked.args.bearer { AUTHORIZATION } else { &options.key_header };
@@ -278,9 +284,9 @@ async fn sent(asked: &Asked<'_>, options: &request::RequestOptions) -> Result<Op
 
 /// Decides the request and prepares the output.
 async fn judged(
-    asked: &Asked<'_>,
+    asked: &RequestToExplain<'_>,
     explainer: &Explainer,
-    by: &Session,
+    by: &CommandSession,
     (options, policy, mode): (&request::RequestOptions, policy::PolicyOptions, Mode),
     database: &str,
 ) -> Result<ExplainView, Failure> {
@@ -318,9 +324,9 @@ fn carried(key: &str, bearer: bool) -> Zeroizing<String> {
 fn read<'a>(
     options: &request::RequestOptions,
     carried: Option<&'a Zeroizing<String>>,
-    asked: &'a Asked<'_>,
+    asked: &'a RequestToExplain<'_>,
 ) -> request::AccessRequest<'a> {
-    let mut reader = Reader::new(options);
+    let mut reader = RequestReader::new(options);
     let name = if asked.args.bearer { AUTHORIZATION } else { &options.key_header };
     if let Some(value) = carried {
         reader.header(name.as_bytes(), value.as_bytes());
@@ -336,7 +342,7 @@ fn read<'a>(
 }
 
 fn remarks(
-    asked: &Asked<'_>,
+    asked: &RequestToExplain<'_>,
     options: &request::RequestOptions,
     key: Option<&Zeroizing<String>>,
     explanation: &Explanation<'_>,

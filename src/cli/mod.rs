@@ -61,7 +61,7 @@ use crate::invalid::InvalidValue;
 use crate::server::{self, ManageSettings};
 use crate::telemetry;
 use crate::tenant::TenantStatus;
-use crate::verify::memo::{Peppers, Policy};
+use crate::verify::memo::{MemoPolicy, Peppers};
 
 /// Parses `args` and runs the command. Returns its exit code.
 pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -147,7 +147,7 @@ fn said(matches: &ArgMatches, name: &str) -> bool {
 }
 
 /// Returns the database and the actor of the command.
-fn by(cli: &Cli) -> Result<Session, InvalidValue> {
+fn by(cli: &Cli) -> Result<CommandSession, InvalidValue> {
     let makes = matches!(
         cli.command,
         Command::Serve(_)
@@ -156,16 +156,16 @@ fn by(cli: &Cli) -> Result<Session, InvalidValue> {
             | Command::Tenant(TenantCommand::Create { .. })
     );
     let database = cli.database.database(|name| cli.database_said.contains(&name), makes)?;
-    Ok(Session { database, actor: cli.actor.clone().unwrap_or_else(os_user) })
+    Ok(CommandSession { database, actor: cli.actor.clone().unwrap_or_else(os_user) })
 }
 
 /// Returns a description of the session that holds a lock; `None` if the database does not tell it.
-async fn lock_holder(by: &Session) -> Option<String> {
+async fn lock_holder(by: &CommandSession) -> Option<String> {
     let store = config::management(&by.database, by.actor.clone()).ok()?;
     store.lock_holder().await.ok().flatten()
 }
 
-async fn dispatch(cli: Cli, by: &Session, out: &mut Out) -> Result<(), Failure> {
+async fn dispatch(cli: Cli, by: &CommandSession, out: &mut Out) -> Result<(), Failure> {
     // Checked first, because a command that changes something must be able to show its result.
     if cli.output == Output::Csv && !matches!(cli.command, Command::Report(_)) {
         return Err(Failure::usage("--output csv is for reports only: use text or json"));
@@ -251,7 +251,7 @@ async fn dispatch(cli: Cli, by: &Session, out: &mut Out) -> Result<(), Failure> 
 }
 
 /// The database of a command, and the actor whose name the audit log records.
-struct Session {
+struct CommandSession {
     database: Database,
     actor: Actor,
 }
@@ -263,17 +263,17 @@ fn os_user() -> Actor {
     name.unwrap_or_else(number)
 }
 
-fn admin(by: &Session, peppers: Peppers) -> Result<Admin, Failure> {
+fn admin(by: &CommandSession, peppers: Peppers) -> Result<Admin, Failure> {
     let store = config::management(&by.database, by.actor.clone())
         .map_err(|why| Failure::usage(format!("{}: {why}", by.database.option())))?;
     Ok(Admin::new(store, Arc::new(SystemClock), peppers))
 }
 
 fn peppers(args: &PepperArgs) -> Result<Peppers, Failure> {
-    args.read(Policy::default()).map_err(|why| Failure::usage(format!("--pepper-file: {why}")))
+    args.read(MemoPolicy::default()).map_err(|why| Failure::usage(format!("--pepper-file: {why}")))
 }
 
-async fn open_admin(by: &Session, peppers: Peppers) -> Result<Admin, Failure> {
+async fn open_admin(by: &CommandSession, peppers: Peppers) -> Result<Admin, Failure> {
     let admin = admin(by, peppers)?;
     admin.prepare().await?;
     Ok(admin)
@@ -323,7 +323,7 @@ async fn wait_for_servers(admin: &Admin, wait: &WaitArgs) -> Result<(), Failure>
     }
 }
 
-async fn serve(args: &ServeArgs, by: &Session) -> Result<(), Failure> {
+async fn serve(args: &ServeArgs, by: &CommandSession) -> Result<(), Failure> {
     let (settings, logging) = config::settings(args, &by.database, by.actor.clone())?;
     if args.check_config {
         print_stderr("the configuration is fine\n");
@@ -337,10 +337,10 @@ async fn serve(args: &ServeArgs, by: &Session) -> Result<(), Failure> {
 /// backend process of Postgres, and a change takes only milliseconds.
 const CONNECTIONS_OF_MANAGE: usize = 4;
 
-async fn manage(args: &ManageArgs, by: &Session) -> Result<(), Failure> {
+async fn manage(args: &ManageArgs, by: &CommandSession) -> Result<(), Failure> {
     let (options, logging) = args.read()?;
     let database = Database { connections: CONNECTIONS_OF_MANAGE, ..by.database.clone() };
-    let by = &Session { database, actor: by.actor.clone() };
+    let by = &CommandSession { database, actor: by.actor.clone() };
     let admin = admin(by, options.peppers)?;
     if args.check_config {
         print_stderr("the configuration is fine\n");

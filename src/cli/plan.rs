@@ -16,14 +16,14 @@ pub(super) enum PlanCommand {
         #[command(flatten)]
         plan: PlanRef,
         #[command(flatten)]
-        limits: LimitArgs,
+        limits: PlanLimitArgs,
     },
     /// Change the limits of a plan, for all tenants and keys that have it
     Update {
         #[command(flatten)]
         plan: PlanRef,
         #[command(flatten)]
-        limits: LimitArgs,
+        limits: PlanLimitArgs,
         #[command(flatten)]
         wait: WaitArgs,
     },
@@ -44,7 +44,7 @@ pub(super) struct PlanRef {
 
 #[derive(clap::Args)]
 #[expect(clippy::struct_excessive_bools, clippy::struct_field_names, reason = "each field is an option")]
-pub(super) struct LimitArgs {
+pub(super) struct PlanLimitArgs {
     /// Requests, such as 100/MINUTE (SECOND, MINUTE, HOUR, DAY, MONTH, YEAR)
     #[arg(long, value_name = "L", value_parser = Limit::parse, conflicts_with = "no_request_limit")]
     request_limit: Option<Limit>,
@@ -71,8 +71,8 @@ pub(super) struct LimitArgs {
     no_output_limit: bool,
 }
 
-impl From<LimitArgs> for LimitUpdate {
-    fn from(args: LimitArgs) -> Self {
+impl From<PlanLimitArgs> for LimitUpdate {
+    fn from(args: PlanLimitArgs) -> Self {
         [
             Setting::said(args.request_limit, args.no_request_limit),
             Setting::said(args.total_limit, args.no_total_limit),

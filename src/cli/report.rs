@@ -6,7 +6,7 @@ use super::args::{ReportCommand, ReportKeysArgs};
 use super::rows::{PrintRow, RowPrinter};
 use super::view::{plain, short};
 use super::{Failure, Out, shadow, usage};
-use crate::admin::{Admin, Criteria, Finding};
+use crate::admin::{Admin, Criteria, KeyFinding};
 use crate::record::SecretHash;
 use crate::store::StoredKey;
 
@@ -21,14 +21,14 @@ pub(super) async fn report(admin: &Admin, command: &ReportCommand, out: &Out) ->
 
 async fn keys(admin: &Admin, args: &ReportKeysArgs, out: &Out) -> Result<(), Failure> {
     let mut rows = RowPrinter::new(out.0);
-    let show = |key: &StoredKey, findings: &[Finding]| rows.row(&FoundView::of(key, findings));
+    let show = |key: &StoredKey, findings: &[KeyFinding]| rows.row(&KeyFindingView::of(key, findings));
     admin.report_keys(args.tenant.as_deref(), &Criteria::from(args), show).await?;
-    rows.finish::<FoundView>("no findings")
+    rows.finish::<KeyFindingView>("no findings")
 }
 
 /// A key with its findings.
 #[derive(Serialize)]
-struct FoundView {
+struct KeyFindingView {
     id: String,
     key_prefix: String,
     name: Option<String>,
@@ -41,8 +41,8 @@ struct FoundView {
     findings: Vec<&'static str>,
 }
 
-impl FoundView {
-    fn of(key: &StoredKey, findings: &[Finding]) -> Self {
+impl KeyFindingView {
+    fn of(key: &StoredKey, findings: &[KeyFinding]) -> Self {
         let details = &key.details;
         Self {
             id: details.id.0.to_string(),
@@ -59,7 +59,7 @@ impl FoundView {
     }
 }
 
-impl PrintRow for FoundView {
+impl PrintRow for KeyFindingView {
     const COLUMNS: &'static [&'static str] = &[
         "id",
         "key_prefix",

@@ -10,7 +10,7 @@ use super::view::{Text, fixed_table};
 use super::{Failure, Out, wait_for_servers};
 use crate::admin::{Admin, RouteDifference, RouteVerdict, RouteView, TestedRequest};
 use crate::config::{self, RoutingArgs};
-use crate::route::lint::{Finding, LintOptions};
+use crate::route::lint::{LintFinding, LintOptions};
 use crate::route::{HostPattern, Method, PathTemplate, RouteId, RouteMode, RouteRow, RouteTable, Rule};
 use crate::scope::Needs;
 
@@ -203,12 +203,12 @@ fn read(file: &PathBuf) -> Result<String, Failure> {
 #[derive(Serialize)]
 struct CheckedRoutes {
     routes: Vec<RouteView>,
-    findings: Vec<FoundView>,
+    findings: Vec<LintFindingView>,
 }
 
 /// A finding about a rule or a scope.
 #[derive(Serialize)]
-struct FoundView {
+struct LintFindingView {
     finding: &'static str,
     /// The name or id of the rule.
     rule: Option<String>,
@@ -220,33 +220,33 @@ async fn checked(admin: &Admin, options: &LintOptions) -> Result<CheckedRoutes, 
     let table = RouteTable::of(&rows);
     let mut findings: Vec<_> = table
         .damaged()
-        .map(|(entry, damage)| FoundView {
+        .map(|(entry, damage)| LintFindingView {
             finding: "damaged",
             rule: Some(entry.name.as_deref().map_or_else(|| entry.id.0.to_string(), str::to_owned)),
             detail: damage.to_string(),
         })
         .collect();
-    findings.extend(table.lint(&admin.granted_scopes().await?, options).iter().map(FoundView::of));
+    findings.extend(table.lint(&admin.granted_scopes().await?, options).iter().map(LintFindingView::of));
     Ok(CheckedRoutes { routes: rows.iter().map(RouteView::from).collect(), findings })
 }
 
-impl FoundView {
-    fn of(finding: &Finding<'_>) -> Self {
+impl LintFindingView {
+    fn of(finding: &LintFinding<'_>) -> Self {
         let named = |rule: &Rule| rule.name.as_deref().map_or_else(|| rule.id.0.to_string(), str::to_owned);
         match finding {
-            Finding::NeverWins(rule) => Self {
+            LintFinding::NeverWins(rule) => Self {
                 finding: "never_wins",
                 rule: Some(named(rule)),
                 detail: "more specific rules win every request of this rule".into(),
             },
-            Finding::NeverReached(rule) => Self {
+            LintFinding::NeverReached(rule) => Self {
                 finding: "never_wins",
                 rule: Some(named(rule)),
                 detail: "every path of this rule is ambiguous: it needs `serve --encoded-slash keep` or `--path-parameters \
                          keep`; give `route list --check` the options of serve"
                     .into(),
             },
-            Finding::Public { rule, methods } => Self {
+            LintFinding::Public { rule, methods } => Self {
                 finding: "overridden",
                 rule: Some(named(rule)),
                 detail: format!(
@@ -255,7 +255,7 @@ impl FoundView {
                     methods.join(" and ")
                 ),
             },
-            Finding::FallsThrough { rule, to, handled } => Self {
+            LintFinding::FallsThrough { rule, to, handled } => Self {
                 finding: "falls_through",
                 rule: Some(named(rule)),
                 detail: match &to.shape.method {
@@ -267,12 +267,12 @@ impl FoundView {
                     Method::Named(method) => format!("{method} requests go to the rule {}", named(to)),
                 },
             },
-            Finding::UnmetNeeds(rule) => Self {
+            LintFinding::UnmetNeeds(rule) => Self {
                 finding: "unmet_needs",
                 rule: Some(named(rule)),
                 detail: "no live key is granted what the rule needs".into(),
             },
-            Finding::UnneededScope(scope) => Self {
+            LintFinding::UnneededScope(scope) => Self {
                 finding: "unneeded_scope",
                 rule: None,
                 detail: format!(

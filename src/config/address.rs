@@ -9,16 +9,16 @@ use std::path::{Path, PathBuf};
 
 use super::Mistakes;
 use crate::invalid::InvalidValue;
-use crate::server::Address;
+use crate::server::ListenAddress;
 
 /// Returns whether other machines can reach an address. A name counts as reachable.
 pub(super) fn reaches_beyond_here(listen: &str) -> bool {
-    let Ok(Address::Tcp(address)) = address(listen) else { return false };
+    let Ok(ListenAddress::Tcp(address)) = address(listen) else { return false };
     let host = address.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']);
     host != "localhost" && !host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
-pub(super) fn address(text: &str) -> Result<Address, InvalidValue> {
+pub(super) fn address(text: &str) -> Result<ListenAddress, InvalidValue> {
     match text.strip_prefix("unix:") {
         Some(path) if !Path::new(path).is_absolute() => {
             Err(format!("{text:?} needs an absolute path, such as unix:/run/tenantgate/authz.sock").into())
@@ -27,8 +27,8 @@ pub(super) fn address(text: &str) -> Result<Address, InvalidValue> {
             "{text:?} is too long: the path of a Unix socket has at most {LONGEST_PATH} bytes, this one has {}",
             path.len()
         ).into()),
-        Some(path) => Ok(Address::Unix(path.into())),
-        None => tcp_address(text).map(Address::Tcp),
+        Some(path) => Ok(ListenAddress::Unix(path.into())),
+        None => tcp_address(text).map(ListenAddress::Tcp),
     }
 }
 
@@ -60,8 +60,8 @@ pub(super) fn tcp_address(text: &str) -> Result<String, InvalidValue> {
 }
 
 /// Returns the address that both would bind, if they conflict, however they are spelled.
-pub(super) fn conflict(one: &Address, other: &str) -> Option<String> {
-    let Address::Tcp(one) = one else { return None };
+pub(super) fn conflict(one: &ListenAddress, other: &str) -> Option<String> {
+    let ListenAddress::Tcp(one) = one else { return None };
     let ((host, port), (other_host, other_port)) = (one.rsplit_once(':')?, other.rsplit_once(':')?);
     let (port, other_port): (u16, u16) = (port.parse().ok()?, other_port.parse().ok()?);
     let same = port == other_port && port != 0 && Host::of(host).overlaps(&Host::of(other_host));
@@ -101,8 +101,8 @@ impl Host {
 }
 
 /// Returns whether an address is the Unix socket at this path, however its directory is spelled.
-pub(super) fn same_socket(one: &Address, path: &Path) -> bool {
-    let Address::Unix(one) = one else { return false };
+pub(super) fn same_socket(one: &ListenAddress, path: &Path) -> bool {
+    let ListenAddress::Unix(one) = one else { return false };
     // Resolves links and `..` of the directory. The socket itself may not exist.
     let file = |path: &Path| Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
     one == path || file(one).is_some_and(|one| Some(one) == file(path))
@@ -215,14 +215,14 @@ mod tests {
         let (real, link) = (folder.path().join("real"), folder.path().join("link"));
         std::fs::create_dir(&real).unwrap();
         std::os::unix::fs::symlink(&real, &link).unwrap();
-        let socket = Address::Unix(real.join("a.sock"));
+        let socket = ListenAddress::Unix(real.join("a.sock"));
         for same in ["real/a.sock", "real/./a.sock", "real/../real/a.sock", "link/a.sock"] {
             assert!(same_socket(&socket, &folder.path().join(same)), "{same}");
         }
         for other in ["real/b.sock", "a.sock", "none/a.sock"] {
             assert!(!same_socket(&socket, &folder.path().join(other)), "{other}");
         }
-        let nowhere = Address::Unix("/no/such/a.sock".into());
+        let nowhere = ListenAddress::Unix("/no/such/a.sock".into());
         assert!(same_socket(&nowhere, Path::new("/no/./such/a.sock")));
     }
 }

@@ -12,7 +12,7 @@ use super::Mistakes;
 use super::address::{address, conflict, reaches_beyond_here, same_socket};
 use crate::duration;
 use crate::invalid::InvalidValue;
-use crate::server::{Address, ListenOptions, Protocol, Tls, TlsFiles};
+use crate::server::{ListenAddress, ListenOptions, Protocol, Tls, TlsFiles};
 use crate::transport::Limits;
 
 /// The options about connections, as typed.
@@ -59,13 +59,13 @@ pub struct ListenerArgs {
 
     /// What a client may take.
     #[command(flatten)]
-    pub limits: LimitArgs,
+    pub limits: ListenLimitArgs,
 }
 
 /// What a client may take.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Limits")]
-pub struct LimitArgs {
+pub struct ListenLimitArgs {
     /// The size limits of a call.
     #[command(flatten)]
     pub size: SizeArgs,
@@ -155,7 +155,7 @@ impl ListenerArgs {
         }
     }
 
-    fn addresses(&self, mistakes: &mut Mistakes) -> Vec<Address> {
+    fn addresses(&self, mistakes: &mut Mistakes) -> Vec<ListenAddress> {
         if self.listen.is_empty() {
             mistakes.add("--listen", "at least one address is needed");
         }
@@ -164,8 +164,8 @@ impl ListenerArgs {
         for (at, one) in all.iter().enumerate() {
             let before = &all[..at];
             let taken = match one {
-                Address::Tcp(text) => before.iter().find_map(|other| conflict(other, text)),
-                Address::Unix(path) => before
+                ListenAddress::Tcp(text) => before.iter().find_map(|other| conflict(other, text)),
+                ListenAddress::Unix(path) => before
                     .iter()
                     .any(|other| same_socket(other, path))
                     .then(|| format!("unix:{}", path.display())),
@@ -181,11 +181,13 @@ impl ListenerArgs {
         let address = mistakes.note("--publish", address(self.publish.as_deref()?))?;
         let listened = || self.listen.iter().filter_map(|text| self::address(text).ok());
         match address {
-            Address::Unix(path) if !listened().any(|other| same_socket(&other, &path)) => return Some(path),
-            Address::Unix(_) => {
+            ListenAddress::Unix(path) if !listened().any(|other| same_socket(&other, &path)) => {
+                return Some(path);
+            }
+            ListenAddress::Unix(_) => {
                 mistakes.add("--publish", "--listen uses this socket: choose another path");
             }
-            Address::Tcp(_) => {
+            ListenAddress::Tcp(_) => {
                 mistakes.add(
                     "--publish",
                     "expected unix:/path, because memory is shared with this machine alone",

@@ -7,9 +7,9 @@ use super::listener::{mode, number};
 use super::{Logging, Mistakes, log_filter};
 use crate::invalid::InvalidValue;
 use crate::permission::Role;
-use crate::server::{Address, Protocol, Tls, TlsFiles};
+use crate::server::{ListenAddress, Protocol, Tls, TlsFiles};
 use crate::telemetry::LogFormat;
-use crate::verify::memo::{Peppers, Policy};
+use crate::verify::memo::{MemoPolicy, Peppers};
 
 /// The options of `manage` as typed.
 #[derive(clap::Args, Clone, Debug)]
@@ -71,7 +71,7 @@ pub struct ManageArgs {
 /// The parsed options of `manage`.
 pub struct ManageOptions {
     /// The addresses for management.
-    pub listen: Vec<Address>,
+    pub listen: Vec<ListenAddress>,
     /// The mode of Unix sockets.
     pub unix_mode: u32,
     /// TLS for TCP listeners.
@@ -101,9 +101,9 @@ impl ManageArgs {
             mistakes.add("--ops-listen", format!("{taken} is an address of --listen: choose another one"));
         }
         if self.check_config {
-            check_sockets("--listen", Address::sockets(&listen), &mut mistakes);
+            check_sockets("--listen", ListenAddress::sockets(&listen), &mut mistakes);
         }
-        let peppers = mistakes.note("--pepper-file", self.pepper.read(Policy::default()));
+        let peppers = mistakes.note("--pepper-file", self.pepper.read(MemoPolicy::default()));
         let filter = mistakes.note("--log-level", log_filter(&self.log_level)).unwrap_or_default();
         let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
         let format = mistakes.one_of("--log-format", &self.log_format, &formats);
@@ -121,8 +121,8 @@ impl ManageArgs {
         Ok((options, Logging { filter, format }))
     }
 
-    fn addresses(&self, mistakes: &mut Mistakes) -> Vec<Address> {
-        let mut listen: Vec<Address> = Vec::new();
+    fn addresses(&self, mistakes: &mut Mistakes) -> Vec<ListenAddress> {
+        let mut listen: Vec<ListenAddress> = Vec::new();
         for text in &self.listen {
             let Some(one) = mistakes.note("--listen", address(text)) else { continue };
             if reaches_beyond_here(text) && self.tls_cert.is_none() {
@@ -135,8 +135,8 @@ impl ManageArgs {
                 );
             }
             let taken = match &one {
-                Address::Tcp(text) => listen.iter().find_map(|other| conflict(other, text)),
-                Address::Unix(path) => {
+                ListenAddress::Tcp(text) => listen.iter().find_map(|other| conflict(other, text)),
+                ListenAddress::Unix(path) => {
                     listen.iter().any(|other| same_socket(other, path)).then(|| shown(path))
                 }
             };
@@ -166,14 +166,14 @@ impl ManageArgs {
         }
     }
 
-    fn trusted(&self, listen: &[Address], mistakes: &mut Mistakes) -> Vec<(u32, Role)> {
+    fn trusted(&self, listen: &[ListenAddress], mistakes: &mut Mistakes) -> Vec<(u32, Role)> {
         let read = |text: &String| {
             let (uid, role) = text.split_once('=').ok_or("expected UID=ROLE, such as 1000=operator")?;
             Ok::<_, InvalidValue>((number(uid, 0..=u32::MAX - 1)?, Role::parse(role)?))
         };
         let all: Vec<_> =
             self.trust_uid.iter().filter_map(|text| mistakes.note("--trust-uid", read(text))).collect();
-        let socket = listen.iter().any(|address| matches!(address, Address::Unix(_)));
+        let socket = listen.iter().any(|address| matches!(address, ListenAddress::Unix(_)));
         if !self.trust_uid.is_empty() && !socket {
             let why = "needs a Unix socket, because only there the system tells the user of a client: add --listen unix:/path";
             mistakes.add("--trust-uid", why);

@@ -29,10 +29,10 @@ use crate::invalid::InvalidValue;
 use crate::path::PathOptions;
 use crate::replica::snapshot_file;
 use crate::request::{AUTHORIZATION, PublicPaths};
-use crate::server::{Address, Settings};
+use crate::server::{ListenAddress, ServerSettings};
 use crate::telemetry::LogFormat;
 use crate::tenant::Mode;
-use crate::verify::memo::{Peppers, Policy};
+use crate::verify::memo::{MemoPolicy, Peppers};
 use crate::verify::pepper::Pepper;
 use crate::{duration, ext_authz, gate, policy, replica, request};
 
@@ -55,7 +55,7 @@ impl PepperArgs {
     /// # Errors
     ///
     /// The file cannot be read or is invalid. The error does not repeat its content.
-    pub fn read(&self, policy: Policy) -> Result<Peppers, InvalidValue> {
+    pub fn read(&self, policy: MemoPolicy) -> Result<Peppers, InvalidValue> {
         let Some(path) = &self.pepper_file else { return Ok(Peppers::new(Vec::new(), policy)) };
         let wrong = |why: &dyn fmt::Display| InvalidValue::from(format!("{} {why}", path.display()));
         let text =
@@ -83,7 +83,7 @@ pub fn settings(
     args: &ServeArgs,
     database: &Database,
     actor: Actor,
-) -> Result<(Settings, Logging), Mistakes> {
+) -> Result<(ServerSettings, Logging), Mistakes> {
     // A default replaces an invalid value, so that all other options are checked, too.
     let mut mistakes = Mistakes::default();
     let listen = args.listener.read(&mut mistakes);
@@ -93,7 +93,7 @@ pub fn settings(
         mistakes.add("--ops-listen", format!("{same} is used by --listen: choose another port"));
     }
     if args.check_config {
-        check_sockets("--listen", Address::sockets(&listen.listen), &mut mistakes);
+        check_sockets("--listen", ListenAddress::sockets(&listen.listen), &mut mistakes);
         check_sockets("--publish", &listen.publish, &mut mistakes);
     }
     let ext_authz = ext_authz_options(args, &mut mistakes);
@@ -116,7 +116,7 @@ pub fn settings(
     let otlp_endpoint = otlp_endpoint.and_then(|url| mistakes.note("--otlp-endpoint", collector(url)));
     let store = mistakes.note(database.option(), management(database, actor));
     let Some(store) = store.filter(|_| mistakes.0.is_empty()) else { return Err(mistakes) };
-    let settings = Settings {
+    let settings = ServerSettings {
         listen,
         ops_listen,
         reflection,
@@ -133,7 +133,7 @@ pub fn settings(
         peppers,
         snapshot_file,
         remarks: args.remarks(),
-        ..Settings::on(store)
+        ..ServerSettings::on(store)
     };
     Ok((settings, Logging { filter, format }))
 }
@@ -268,9 +268,9 @@ fn metadata(names: &[String], mistakes: &mut Mistakes) -> MetadataFields {
 }
 
 fn peppers(args: &JudgementArgs, mistakes: &mut Mistakes) -> Peppers {
-    let policies = [("optional", Policy::Optional), ("required", Policy::Required)];
+    let policies = [("optional", MemoPolicy::Optional), ("required", MemoPolicy::Required)];
     let policy = mistakes.one_of("--memo", &args.memo, &policies);
-    if policy == Policy::Required && args.pepper.pepper_file.is_none() {
+    if policy == MemoPolicy::Required && args.pepper.pepper_file.is_none() {
         mistakes.add("--memo", "required needs --pepper-file");
     }
     mistakes.note("--pepper-file", args.pepper.read(policy)).unwrap_or_default()

@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-use super::Expected;
+use super::ExpectedConfig;
 use super::filter::is_sent;
 use super::json::{is_true, items, text};
 use crate::client_address::{ClientAddress, X_FORWARDED_FOR};
@@ -46,7 +46,7 @@ impl Detection {
 }
 
 /// Examines how a connection manager detects addresses, and how its filter sends them.
-pub(super) fn examine(manager: &Value, filter: &Value, expected: &Expected<'_>) -> Finding {
+pub(super) fn examine(manager: &Value, filter: &Value, expected: &ExpectedConfig<'_>) -> Finding {
     let detection = Detection::of(manager);
     match expected.client_address {
         ClientAddress::Source => source(&detection),

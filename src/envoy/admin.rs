@@ -5,14 +5,14 @@ use serde_json::Value;
 
 use super::http::{RequestError, Server, send};
 use super::json::{is_true, items, text};
-use super::{Expected, config};
+use super::{ExpectedConfig, config};
 use crate::diagnostics::Finding;
 
 /// The first release that supports error responses: 1.36 replaces them by an empty 403.
 const LEAST_VERSION: (u32, u32) = (1, 37);
 
 /// Reads the admin page at `server` and returns findings about this Envoy.
-pub async fn examine(server: &Server<'_>, expected: &Expected<'_>) -> Vec<Finding> {
+pub async fn examine(server: &Server<'_>, expected: &ExpectedConfig<'_>) -> Vec<Finding> {
     match read(server).await {
         Ok(pages) => pages.findings(expected),
         Err(why) => {
@@ -63,7 +63,7 @@ async fn page(server: &Server<'_>, path: &str) -> Result<Value, AdminPageError> 
 }
 
 impl Pages {
-    fn findings(&self, expected: &Expected<'_>) -> Vec<Finding> {
+    fn findings(&self, expected: &ExpectedConfig<'_>) -> Vec<Finding> {
         let mut findings = vec![self.version()];
         findings.extend(config::examine(&self.dump, expected));
         let cluster =

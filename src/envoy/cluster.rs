@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::Expected;
+use super::ExpectedConfig;
 use super::json::{is_of_type, items, text};
 use crate::diagnostics::Finding;
 
@@ -18,7 +18,7 @@ pub(super) fn called(filter: &Value) -> Option<&str> {
 }
 
 /// Examines the cluster that a filter calls.
-pub(super) fn examine(dump: &Value, filter: &Value, expected: &Expected<'_>) -> Vec<Finding> {
+pub(super) fn examine(dump: &Value, filter: &Value, expected: &ExpectedConfig<'_>) -> Vec<Finding> {
     const CHECK: &str = "envoy.cluster";
     let Some(name) = called(filter) else {
         let what = "the filter uses google_grpc, which ignores retry policies; its target is not examined";
@@ -101,7 +101,7 @@ fn requests(cluster: &Value) -> Finding {
     }
 }
 
-fn health(cluster: &Value, expected: &Expected<'_>) -> Finding {
+fn health(cluster: &Value, expected: &ExpectedConfig<'_>) -> Finding {
     const CHECK: &str = "envoy.health_checks";
     let service = expected.health_service;
     let asks = |check: &Value| text(check, "/grpc_health_check/service_name") == Some(service);

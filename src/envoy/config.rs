@@ -6,11 +6,11 @@
 use serde_json::Value;
 
 use super::json::{is_of_type, is_true, items, of_type, text};
-use super::{Expected, address, cluster, filter, module};
+use super::{ExpectedConfig, address, cluster, filter, module};
 use crate::diagnostics::Finding;
 
 /// Returns findings about a configuration.
-pub(super) fn examine(dump: &Value, expected: &Expected<'_>) -> Vec<Finding> {
+pub(super) fn examine(dump: &Value, expected: &ExpectedConfig<'_>) -> Vec<Finding> {
     let managers: Vec<_> =
         managers(dump).into_iter().filter_map(|manager| Some((manager, filter_of(manager)?))).collect();
     if managers.is_empty() {
@@ -55,7 +55,7 @@ fn filter_of(manager: &Value) -> Option<&Value> {
     filters.into_iter().find(|config| is_of_type(config, "ExtAuthz") && config.get("grpc_service").is_some())
 }
 
-fn manager_findings(dump: &Value, manager: &Value, expected: &Expected<'_>) -> Vec<Finding> {
+fn manager_findings(dump: &Value, manager: &Value, expected: &ExpectedConfig<'_>) -> Vec<Finding> {
     let exempt = exempt_routes(dump, manager);
     let stripped = strips_early(manager, expected);
     let mut findings = vec![forged(stripped, exempt), routes(dump, manager, stripped, exempt, expected)];
@@ -101,7 +101,7 @@ fn routes_of<'a>(dump: &'a Value, manager: &'a Value) -> Vec<&'a Value> {
 }
 
 /// Returns whether every identity header is removed before the filter calls tenantgate.
-fn strips_early(manager: &Value, expected: &Expected<'_>) -> bool {
+fn strips_early(manager: &Value, expected: &ExpectedConfig<'_>) -> bool {
     let early =
         items(manager, "/early_header_mutation_extensions").map(|extension| &extension["typed_config"]);
     let filters = items(manager, "/http_filters").map(|filter| &filter["typed_config"]);
@@ -138,7 +138,13 @@ fn forged(stripped: bool, exempt: bool) -> Finding {
     }
 }
 
-fn routes(dump: &Value, manager: &Value, stripped: bool, exempt: bool, expected: &Expected<'_>) -> Finding {
+fn routes(
+    dump: &Value,
+    manager: &Value,
+    stripped: bool,
+    exempt: bool,
+    expected: &ExpectedConfig<'_>,
+) -> Finding {
     const CHECK: &str = "envoy.routes";
     let mut removed = None;
     for routes in routes_of(dump, manager) {
@@ -163,7 +169,7 @@ fn routes(dump: &Value, manager: &Value, stripped: bool, exempt: bool, expected:
 }
 
 /// Checks that every request that Envoy accepts fits into a call.
-fn limits(manager: &Value, filter: &Value, expected: &Expected<'_>) -> Finding {
+fn limits(manager: &Value, filter: &Value, expected: &ExpectedConfig<'_>) -> Finding {
     const CHECK: &str = "envoy.limits";
     /// `max_request_headers_kb` if it is not set.
     const DEFAULT_HEADERS_KB: u64 = 60;

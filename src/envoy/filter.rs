@@ -3,7 +3,7 @@
 use regex::Regex;
 use serde_json::Value;
 
-use super::Expected;
+use super::ExpectedConfig;
 use super::json::{is_true, items, seconds, text};
 use crate::diagnostics::Finding;
 
@@ -14,7 +14,7 @@ const DEFAULT_TIMEOUT: f64 = 0.2;
 const LEAST_TIMEOUT: f64 = 1.0;
 
 /// Examines the configuration of an `ext_authz` filter.
-pub(super) fn examine(filter: &Value, expected: &Expected<'_>) -> Vec<Finding> {
+pub(super) fn examine(filter: &Value, expected: &ExpectedConfig<'_>) -> Vec<Finding> {
     let found = [failure_mode(filter), status_on_error(filter), timeout(filter), retries(filter)];
     let more =
         [headers(filter, expected), raw_headers(filter), mutations(filter, expected), enforced(filter)];
@@ -81,7 +81,7 @@ fn retries(filter: &Value) -> Finding {
     }
 }
 
-fn headers(filter: &Value, expected: &Expected<'_>) -> Finding {
+fn headers(filter: &Value, expected: &ExpectedConfig<'_>) -> Finding {
     const CHECK: &str = "envoy.key_header";
     let bearer = expected.bearer.then_some("authorization");
     for name in [expected.key_header].into_iter().chain(bearer) {
@@ -140,7 +140,7 @@ fn raw_headers(filter: &Value) -> Finding {
 }
 
 /// Checks which headers the response may set and remove.
-fn mutations(filter: &Value, expected: &Expected<'_>) -> Finding {
+fn mutations(filter: &Value, expected: &ExpectedConfig<'_>) -> Finding {
     const CHECK: &str = "envoy.mutations";
     let Some(rules) = filter.get("decoder_header_mutation_rules") else {
         let what = "a server at tenantgate's address may set any header, even :path";

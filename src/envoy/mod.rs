@@ -2,7 +2,7 @@
 //!
 //! This adapter sees Envoy as its operator (the admin page) and as its client (requests). The words of Envoy's
 //! configuration occur only here. Envoy's calls to tenantgate belong to [`crate::ext_authz`], and the caller gives the
-//! names of headers ([`Expected`]).
+//! names of headers ([`ExpectedConfig`]).
 //!
 //! ```text
 //! admin    the admin page: versions, hosts, counters      ─┐
@@ -30,7 +30,7 @@ use crate::client_address::ClientAddress;
 
 /// The required configuration of Envoy, in the terms of tenantgate.
 #[derive(Clone, Copy, Debug)]
-pub struct Expected<'a> {
+pub struct ExpectedConfig<'a> {
     /// The headers with the caller's identity, for the upstream.
     pub identity: &'a [&'a str],
     /// The identity headers that every caller has.

@@ -158,13 +158,13 @@ impl RouteSettings {
 
 /// Counts of routes: on which the module may decide, which have `context_extensions`, and both.
 #[derive(Default)]
-struct Counts {
+struct RouteCounts {
     may_decide: usize,
     has_context: usize,
     both: usize,
 }
 
-impl Counts {
+impl RouteCounts {
     fn add(&mut self, value: &Value, name: &str, settings: RouteSettings) {
         match value {
             Value::Object(fields) => {
@@ -196,11 +196,11 @@ impl Counts {
 fn context(settings: &str, check: &Value, routes: &[&Value], name: &str) -> Finding {
     const CHECK: &str = "envoy.module_context";
     let module_decides = settings.split_whitespace().any(|word| word == NO_CONTEXT);
-    let mut counts = Counts::default();
+    let mut counts = RouteCounts::default();
     for routes in routes {
         counts.add(routes, name, RouteSettings { module_decides, has_context: false });
     }
-    let Counts { may_decide, has_context, both } = counts;
+    let RouteCounts { may_decide, has_context, both } = counts;
     let named = items(check, "/metadata_context_namespaces").any(|name| name.as_str() == Some(NAMESPACE));
     if both > 0 {
         let what = format!(

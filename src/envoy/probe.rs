@@ -12,7 +12,7 @@ use http::Method;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::Expected;
+use super::ExpectedConfig;
 use super::address::FORGEABLE;
 use super::http::{HttpResponse, RequestError, Server, send};
 use super::verdict::{self, Answerer};
@@ -40,7 +40,7 @@ const MARKER: &str = "x-tenantgate-doctor";
 
 impl Probe<'_> {
     /// Sends the requests.
-    pub async fn examine(self, expected: &Expected<'_>) -> Vec<Finding> {
+    pub async fn examine(self, expected: &ExpectedConfig<'_>) -> Vec<Finding> {
         let mut findings = vec![self.refusal(expected).await];
         if let Some((key, inside)) = self.limited {
             findings.push(self.forged_address(key, inside, expected).await);
@@ -51,7 +51,7 @@ impl Probe<'_> {
         findings
     }
 
-    async fn refusal(&self, expected: &Expected<'_>) -> Finding {
+    async fn refusal(&self, expected: &ExpectedConfig<'_>) -> Finding {
         const CHECK: &str = "envoy.refuses";
         let forged: Vec<_> = expected.identity.iter().map(|name| (*name, "forged")).collect();
         let answer = match send(&self.server, &Method::GET, self.path, &forged).await {
@@ -71,7 +71,7 @@ impl Probe<'_> {
     }
 
     /// Checks that no header makes tenantgate believe that a request comes from another address.
-    async fn forged_address(&self, key: &str, inside: IpAddr, expected: &Expected<'_>) -> Finding {
+    async fn forged_address(&self, key: &str, inside: IpAddr, expected: &ExpectedConfig<'_>) -> Finding {
         const CHECK: &str = "envoy.forged_address";
         let inside = inside.to_string();
         // Enough entries that each position of xff:N is one of them.
@@ -114,7 +114,7 @@ impl Probe<'_> {
     }
 
     /// Checks what a request with a key carries to the upstream.
-    async fn passage(self, key: &str, expected: &Expected<'_>) -> Vec<Finding> {
+    async fn passage(self, key: &str, expected: &ExpectedConfig<'_>) -> Vec<Finding> {
         const CHECK: &str = "envoy.passes";
         let (marker, forged) = (random::new_id().to_string(), format!("forged-{}", random::new_id()));
         let mut headers: Vec<_> = expected.identity.iter().map(|name| (*name, forged.as_str())).collect();
@@ -155,7 +155,7 @@ fn unseen(path: &str, by_sink: bool) -> Finding {
     }
 }
 
-fn forged_arrive(seen: &str, forged: &str, expected: &Expected<'_>) -> Finding {
+fn forged_arrive(seen: &str, forged: &str, expected: &ExpectedConfig<'_>) -> Finding {
     const CHECK: &str = "envoy.forged_arrive";
     let lower = seen.to_lowercase();
     let missing: Vec<_> = expected.always.iter().filter(|name| !lower.contains(**name)).copied().collect();

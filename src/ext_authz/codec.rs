@@ -16,7 +16,7 @@
 pub struct NotACheckRequest;
 
 /// Receives the entries of a request.
-pub trait Visitor<'a> {
+pub trait MessageVisitor<'a> {
     /// Called for each entry of `attributes.request.http.headers` and `….header_map`, in the order of the message.
     fn header(&mut self, name: &'a [u8], value: &'a [u8]);
 
@@ -27,7 +27,7 @@ pub trait Visitor<'a> {
 
 /// The scalars of a request. Empty if missing.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Target<'a> {
+pub struct RequestLine<'a> {
     /// `attributes.request.http.method`.
     pub method: &'a [u8],
     /// `attributes.request.http.path`, with the query.
@@ -45,10 +45,13 @@ pub struct Target<'a> {
 /// # Security
 ///
 /// Time and memory are at most proportional to the length of the message, and the use of stack is bounded.
-pub fn walk<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<Target<'a>, NotACheckRequest> {
-    let mut target = Target::default();
+pub fn walk<'a>(
+    message: &'a [u8],
+    visitor: &mut impl MessageVisitor<'a>,
+) -> Result<RequestLine<'a>, NotACheckRequest> {
+    let mut target = RequestLine::default();
     // CheckRequest.attributes = 1, AttributeContext.request = 4, Request.http = 2.
-    let mut check = Fields(message);
+    let mut check = WireFields(message);
     while let Some((field, value)) = check.next()? {
         if field == 1 {
             attributes(value.bytes()?, &mut target, visitor)?;
@@ -59,14 +62,14 @@ pub fn walk<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<Tar
 
 fn attributes<'a>(
     message: &'a [u8],
-    target: &mut Target<'a>,
-    visitor: &mut impl Visitor<'a>,
+    target: &mut RequestLine<'a>,
+    visitor: &mut impl MessageVisitor<'a>,
 ) -> Result<(), NotACheckRequest> {
     // AttributeContext.context_extensions = 10.
-    let mut attributes = Fields(message);
+    let mut attributes = WireFields(message);
     while let Some((field, value)) = attributes.next()? {
         if field == 4 {
-            let mut request = Fields(value.bytes()?);
+            let mut request = WireFields(value.bytes()?);
             while let Some((field, value)) = request.next()? {
                 if field == 2 {
                     http_request(value.bytes()?, target, visitor)?;
@@ -83,10 +86,10 @@ fn attributes<'a>(
 /// `HttpRequest`: method = 2, headers = 3, path = 4, host = 5, `header_map` = 13.
 fn http_request<'a>(
     message: &'a [u8],
-    target: &mut Target<'a>,
-    visitor: &mut impl Visitor<'a>,
+    target: &mut RequestLine<'a>,
+    visitor: &mut impl MessageVisitor<'a>,
 ) -> Result<(), NotACheckRequest> {
-    let mut http = Fields(message);
+    let mut http = WireFields(message);
     while let Some((field, value)) = http.next()? {
         match field {
             2 => target.method = value.bytes()?,
@@ -104,8 +107,8 @@ fn http_request<'a>(
 }
 
 /// `HeaderMap`: headers = 1.
-fn header_map<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<(), NotACheckRequest> {
-    let mut map = Fields(message);
+fn header_map<'a>(message: &'a [u8], visitor: &mut impl MessageVisitor<'a>) -> Result<(), NotACheckRequest> {
+    let mut map = WireFields(message);
     while let Some((field, value)) = map.next()? {
         if field == 1 {
             header_value(value.bytes()?, visitor)?;
@@ -122,7 +125,7 @@ fn map_entry(message: &[u8]) -> Result<(&[u8], &[u8]), NotACheckRequest> {
         return Ok(plain);
     }
     let (mut name, mut content): (&[u8], &[u8]) = (&[], &[]);
-    let mut entry = Fields(message);
+    let mut entry = WireFields(message);
     while let Some((field, value)) = entry.next()? {
         match field {
             1 => name = value.bytes()?,
@@ -152,9 +155,12 @@ fn plain_map_entry(message: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// `HeaderValue`: key = 1, value = 2, `raw_value` = 3. Envoy sets one of the values. A header with both is reported
 /// twice, because it is ambiguous which one counts.
-fn header_value<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result<(), NotACheckRequest> {
+fn header_value<'a>(
+    message: &'a [u8],
+    visitor: &mut impl MessageVisitor<'a>,
+) -> Result<(), NotACheckRequest> {
     let (mut name, mut content, mut raw): (&[u8], &[u8], &[u8]) = (&[], &[], &[]);
-    let mut header = Fields(message);
+    let mut header = WireFields(message);
     while let Some((field, value)) = header.next()? {
         match field {
             1 => name = value.bytes()?,
@@ -174,13 +180,13 @@ fn header_value<'a>(message: &'a [u8], visitor: &mut impl Visitor<'a>) -> Result
 
 /// The value of a field.
 #[derive(Clone, Copy)]
-pub(super) enum Value<'a> {
+pub(super) enum WireValue<'a> {
     Bytes(&'a [u8]),
     /// A number or a group, which none of the fields that are read has.
     Other,
 }
 
-impl<'a> Value<'a> {
+impl<'a> WireValue<'a> {
     pub(super) fn bytes(self) -> Result<&'a [u8], NotACheckRequest> {
         match self {
             Self::Bytes(bytes) => Ok(bytes),
@@ -190,23 +196,23 @@ impl<'a> Value<'a> {
 }
 
 /// An iterator over the fields of a message.
-pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+pub(super) struct WireFields<'a>(pub(super) &'a [u8]);
 
-impl<'a> Fields<'a> {
+impl<'a> WireFields<'a> {
     #[inline]
-    pub(super) fn next(&mut self) -> Result<Option<(u32, Value<'a>)>, NotACheckRequest> {
+    pub(super) fn next(&mut self) -> Result<Option<(u32, WireValue<'a>)>, NotACheckRequest> {
         // Fast path: nearly every field has a small number and a length below 128.
         if let [tag @ 8..0x80, len @ ..0x80, rest @ ..] = self.0
             && tag & 7 == 2
             && let Some((value, rest)) = rest.split_at_checked(usize::from(*len))
         {
             self.0 = rest;
-            return Ok(Some((u32::from(tag >> 3), Value::Bytes(value))));
+            return Ok(Some((u32::from(tag >> 3), WireValue::Bytes(value))));
         }
         self.any()
     }
 
-    fn any(&mut self) -> Result<Option<(u32, Value<'a>)>, NotACheckRequest> {
+    fn any(&mut self) -> Result<Option<(u32, WireValue<'a>)>, NotACheckRequest> {
         if self.0.is_empty() {
             return Ok(None);
         }
@@ -217,14 +223,14 @@ impl<'a> Fields<'a> {
                 rest.split_at_checked(usize::from(low & 0x7f) | usize::from(*high) << 7)
         {
             self.0 = rest;
-            return Ok(Some((u32::from(tag >> 3), Value::Bytes(value))));
+            return Ok(Some((u32::from(tag >> 3), WireValue::Bytes(value))));
         }
         let (field, wire_type) = tag(&mut self.0)?;
         if wire_type == 2 {
-            return Ok(Some((field, Value::Bytes(length_delimited(&mut self.0)?))));
+            return Ok(Some((field, WireValue::Bytes(length_delimited(&mut self.0)?))));
         }
         skip(&mut self.0, field, wire_type)?;
-        Ok(Some((field, Value::Other)))
+        Ok(Some((field, WireValue::Other)))
     }
 }
 

@@ -7,12 +7,12 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderValue};
 
-use super::codec::{Fields, NotACheckRequest, Visitor, walk};
+use super::codec::{MessageVisitor, NotACheckRequest, WireFields, walk};
 use super::wire::Message;
 use crate::client_address::{ClientAddress, address_from_the_right, only_address, parse_address};
 use crate::request::{AUTHORIZATION, PREFLIGHT_HEADERS, RequestOptions};
 use crate::route::context::CONTEXT_PREFIX;
-use crate::shadow::Origin;
+use crate::shadow::RequestOrigin;
 use crate::trace::TRACEPARENT;
 
 const USER_AGENT: &[u8] = b"user-agent";
@@ -24,7 +24,7 @@ struct OriginVisitor<'a, 'o> {
     lines: Vec<&'a [u8]>,
 }
 
-impl<'a> Visitor<'a> for OriginVisitor<'a, '_> {
+impl<'a> MessageVisitor<'a> for OriginVisitor<'a, '_> {
     fn header(&mut self, name: &'a [u8], value: &'a [u8]) {
         if name == USER_AGENT {
             self.user_agent = value;
@@ -36,11 +36,11 @@ impl<'a> Visitor<'a> for OriginVisitor<'a, '_> {
 }
 
 /// Returns the origin of a `CheckRequest`. Parts that are missing or invalid are empty.
-pub(super) fn origin<'a>(message: &'a [u8], metadata: &HeaderMap, from: &ClientAddress) -> Origin<'a> {
+pub(super) fn origin<'a>(message: &'a [u8], metadata: &HeaderMap, from: &ClientAddress) -> RequestOrigin<'a> {
     let mut found = OriginVisitor { user_agent: &[], header: from.header(), lines: Vec::new() };
     let target = walk(message, &mut found).unwrap_or_default();
     let address = address_in(&found.lines, message, metadata, from);
-    Origin { address, user_agent: found.user_agent, method: target.method, path: target.path }
+    RequestOrigin { address, user_agent: found.user_agent, method: target.method, path: target.path }
 }
 
 /// Returns the address of the client. Walks the headers only if the address is in one of them.
@@ -89,7 +89,7 @@ pub(super) fn is_left_by_module(message: &[u8]) -> bool {
 
 /// Returns the value of the last entry with this key, of a map that is field 1.
 fn entry<'a>(message: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    let (mut fields, mut found) = (Fields(message), None);
+    let (mut fields, mut found) = (WireFields(message), None);
     while let Some((number, value)) = fields.next().ok()? {
         let entry = value.bytes().ok();
         if let Some(entry) = entry.filter(|entry| number == 1 && field(entry, 1) == Some(key)) {
@@ -102,7 +102,7 @@ fn entry<'a>(message: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
 /// Returns the last field with this number. That is right for scalars, which may be repeated; Envoy writes each
 /// field once.
 fn field(message: &[u8], number: u8) -> Option<&[u8]> {
-    let (mut fields, mut found) = (Fields(message), None);
+    let (mut fields, mut found) = (WireFields(message), None);
     while let Some((field, value)) = fields.next().ok()? {
         if field == u32::from(number) {
             found = Some(value.bytes().ok()?);
@@ -118,7 +118,7 @@ struct CompactVisitor<'a, 'o> {
     context: Vec<(&'a [u8], &'a [u8])>,
 }
 
-impl<'a> Visitor<'a> for CompactVisitor<'a, '_> {
+impl<'a> MessageVisitor<'a> for CompactVisitor<'a, '_> {
     fn header(&mut self, name: &'a [u8], value: &'a [u8]) {
         if self.names.contains(&Some(name)) {
             self.headers.push((name, value));
@@ -235,7 +235,7 @@ mod tests {
         std::fs::read(path).unwrap()
     }
 
-    fn of<'a>(message: &'a [u8], from: &ClientAddress) -> Origin<'a> {
+    fn of<'a>(message: &'a [u8], from: &ClientAddress) -> RequestOrigin<'a> {
         origin(message, &HeaderMap::new(), from)
     }
 

@@ -26,7 +26,7 @@ use crate::rate_limited_log::RateLimitedLog;
 use crate::refusals::Refusals;
 use crate::replica::TenantEntry;
 use crate::request;
-use crate::shadow::Report;
+use crate::shadow::ShadowReport;
 use crate::trace::{Parent, TRACEPARENT};
 use crate::transport::{CallFailure, Frame, Unable, Unary};
 
@@ -48,7 +48,7 @@ pub struct AuthorizationOptions {
 pub struct AuthorizationService {
     gate: Arc<Gate>,
     options: AuthorizationOptions,
-    shadow: Report,
+    shadow: ShadowReport,
     /// Records rejections by decision id; `None` if disabled.
     refusals: Option<Refusals>,
     /// The exporter of spans; `None` without tracing.
@@ -62,7 +62,7 @@ impl AuthorizationService {
     pub fn new(
         gate: Arc<Gate>,
         clock: Arc<dyn Clock>,
-        shadow: Report,
+        shadow: ShadowReport,
         options: AuthorizationOptions,
     ) -> Self {
         Self { gate, options, shadow, refusals: None, spans: None, log: DecisionLog::new(clock) }
@@ -88,7 +88,7 @@ impl Unary for AuthorizationService {
         let Ok(asked) = read(message, &self.options.request) else {
             return Some(Err(CallFailure::InvalidMessage));
         };
-        let (view, call) = (self.gate.view(), Call { message, metadata });
+        let (view, call) = (self.gate.view(), CheckCall { message, metadata });
         let verdict = view.judge(&asked, &|| self.address(&call)).ok()?;
         Some(Ok(self.respond(&verdict, view.started(), asked.bearer, &call)))
     }
@@ -100,7 +100,7 @@ impl Unary for AuthorizationService {
         deadline: Instant,
     ) -> Result<(Frame, Option<Unable>), CallFailure> {
         let asked = read(&message, &self.options.request).map_err(|_| CallFailure::InvalidMessage)?;
-        let call = Call { message: &message, metadata };
+        let call = CheckCall { message: &message, metadata };
         let address = || self.address(&call);
         let view = self.gate.wait_for_verdict(&asked, &address, deadline).await;
         // `wait_for_verdict` returns a view that has a verdict for this request.
@@ -119,7 +119,7 @@ impl Unary for AuthorizationService {
 
     fn unable(&self, why: Unable) -> Frame {
         let (verdict, started) = (self.gate.undecidable_verdict(fault(why)), self.log.clock.uptime());
-        self.respond(&verdict, started, false, &Call { message: &[], metadata: &HeaderMap::new() })
+        self.respond(&verdict, started, false, &CheckCall { message: &[], metadata: &HeaderMap::new() })
     }
 }
 
@@ -147,20 +147,20 @@ fn unable_reason(decision: &Decision<'_>) -> Option<Unable> {
 }
 
 /// The parts of a call that are needed after the decision.
-struct Call<'a> {
+struct CheckCall<'a> {
     message: &'a [u8],
     metadata: &'a HeaderMap,
 }
 
 impl AuthorizationService {
     /// Returns the address of the client. Called only for keys with networks.
-    fn address(&self, call: &Call<'_>) -> Option<IpAddr> {
+    fn address(&self, call: &CheckCall<'_>) -> Option<IpAddr> {
         client_address(call.message, call.metadata, &self.options.client_address)
     }
 
     /// Renders the response to a verdict, and logs and records it. `bearer`: whether `authorization` contains a key
     /// or an attempt at one.
-    fn respond(&self, verdict: &Verdict<'_>, started: Duration, bearer: bool, call: &Call<'_>) -> Frame {
+    fn respond(&self, verdict: &Verdict<'_>, started: Duration, bearer: bool, call: &CheckCall<'_>) -> Frame {
         let (decision, id) = (&verdict.decision, decision_id(verdict.at));
         let origin = || origin(call.message, call.metadata, &self.options.client_address);
         let objection = if let Decision::Allow(grant) = decision { grant.objection() } else { None };
@@ -188,7 +188,7 @@ impl AuthorizationService {
         spans: &dyn SpanSink,
         verdict: &Verdict<'_>,
         started: Duration,
-        (id, call): (Uuid, &Call<'_>),
+        (id, call): (Uuid, &CheckCall<'_>),
     ) {
         let Some(parent) = parent(call.metadata) else { return };
         let ended = self.log.clock.now();

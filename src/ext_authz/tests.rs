@@ -6,7 +6,7 @@ use prost::Message as _;
 use prost::encoding::encode_varint;
 use uuid::Uuid;
 
-use super::codec::{Visitor, walk};
+use super::codec::{MessageVisitor, walk};
 use super::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use super::proto::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use super::translate::{OnUnavailable, ResponseContent, ResponseOptions, read, write_response};
@@ -41,7 +41,7 @@ fn raw(fields: &[Vec<u8>]) -> Vec<u8> {
 #[derive(Default)]
 struct Seen(Vec<(Vec<u8>, Vec<u8>)>);
 
-impl<'a> Visitor<'a> for Seen {
+impl<'a> MessageVisitor<'a> for Seen {
     fn header(&mut self, name: &'a [u8], value: &'a [u8]) {
         self.0.push((name.to_vec(), value.to_vec()));
     }

@@ -15,7 +15,7 @@
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
-use super::codec::{NotACheckRequest, Visitor, walk};
+use super::codec::{MessageVisitor, NotACheckRequest, walk};
 use super::header::{header, hyphenated, percent_encoded};
 use super::origin::is_left_by_module;
 use super::rejection::{UNAVAILABLE, grpc, rejection, write_rejection};
@@ -26,7 +26,7 @@ use crate::gate::Terms;
 use crate::plan::{Limit, Plan};
 use crate::record::KeyRecord;
 use crate::replica::{PlanEntry, ResponseCache};
-use crate::request::{AUTHORIZATION, AccessRequest, Reader, RequestOptions};
+use crate::request::{AUTHORIZATION, AccessRequest, RequestOptions, RequestReader};
 use crate::scope::Scopes;
 use crate::tenant::Tenant;
 
@@ -46,9 +46,9 @@ pub enum OnUnavailable {
     Error,
 }
 
-struct Headers<'o, 'a>(Reader<'o, 'a>);
+struct Headers<'o, 'a>(RequestReader<'o, 'a>);
 
-impl<'a> Visitor<'a> for Headers<'_, 'a> {
+impl<'a> MessageVisitor<'a> for Headers<'_, 'a> {
     #[expect(clippy::inline_always, reason = "a call for each header costs 1 % of a check")]
     #[inline(always)]
     fn header(&mut self, name: &'a [u8], value: &'a [u8]) {
@@ -66,7 +66,7 @@ impl<'a> Visitor<'a> for Headers<'_, 'a> {
 ///
 /// Fails if `message` is not a valid `CheckRequest`.
 pub fn read<'a>(message: &'a [u8], options: &RequestOptions) -> Result<AccessRequest<'a>, NotACheckRequest> {
-    let mut headers = Headers(Reader::new(options));
+    let mut headers = Headers(RequestReader::new(options));
     let target = walk(message, &mut headers)?;
     let mut request = headers.0.finish(target.method, target.host, target.path);
     if request.context.is_set() {

@@ -9,7 +9,7 @@ use crate::decision::Access;
 use crate::network::Networks;
 use crate::plan::PlanName;
 use crate::policy::Routing;
-use crate::replica::{Entry, Interned, PlanEntry, ResponseParts, Snapshot};
+use crate::replica::{Interned, KeyEntry, PlanEntry, ResponseParts, Snapshot};
 use crate::scope::{Granted, Scopes};
 use crate::tenant::Tenant;
 
@@ -31,7 +31,7 @@ pub struct Terms<'v> {
 pub fn access<'v>(
     snapshot: &'v Snapshot,
     routing: &Routing<'v>,
-    (entry, tenant): (&Entry, Option<&'v Tenant>),
+    (entry, tenant): (&KeyEntry, Option<&'v Tenant>),
     address: &dyn Fn() -> Option<IpAddr>,
 ) -> (Access<'v>, Terms<'v>) {
     let interned = snapshot.profile(entry.profile());

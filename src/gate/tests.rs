@@ -75,12 +75,12 @@ impl Setup {
     }
 
     /// Decides after this result of a proof of this entry; `None` if another proof is needed.
-    fn after(&self, entry: &Arc<Entry>, proof: Proof) -> Option<String> {
+    fn after(&self, entry: &Arc<KeyEntry>, proof: Proof) -> Option<String> {
         let view = View { proven: Some((Arc::clone(entry), proof)), ..self.gate.view() };
         self.on(&view, KEY)
     }
 
-    fn entry(&self) -> Arc<Entry> {
+    fn entry(&self) -> Arc<KeyEntry> {
         Arc::clone(self.replica.snapshot().key("llmk_demo").unwrap())
     }
 }

@@ -37,7 +37,7 @@ use crate::decision::{Decision, Grant, Reason};
 use crate::gate::{ProofSink, Terms};
 use crate::key::PresentedKey;
 use crate::last_used::LastUsed;
-use crate::replica::{Entry, Replica, STALE_AFTER, Synced};
+use crate::replica::{KeyEntry, Replica, STALE_AFTER, Synced};
 use crate::stats::Counter;
 use crate::usage::{NOBODY, Usage};
 use crate::verify::memo::LEAST_BITS;
@@ -117,7 +117,7 @@ struct Shared {
     usage: Option<Usage>,
     clock: Arc<dyn Clock>,
     /// The keys that were proven since the task last ran, with their digests.
-    proven: Mutex<Vec<(Arc<Entry>, [u8; 32])>>,
+    proven: Mutex<Vec<(Arc<KeyEntry>, [u8; 32])>>,
     /// Wakes the task.
     news: Notify,
     /// Whether Envoy has sent `context_extensions` of a route, which a module cannot see.
@@ -229,7 +229,7 @@ impl Publisher {
     fn begin(
         &self,
         snapshot: Arc<crate::replica::Snapshot>,
-        proven: Vec<(Arc<Entry>, [u8; 32])>,
+        proven: Vec<(Arc<KeyEntry>, [u8; 32])>,
         may_decide: bool,
     ) -> std::io::Result<(PublishedKeys<Mapping>, bool)> {
         let fresh = STALE_AFTER.min(self.0.options.max_staleness);
@@ -281,13 +281,13 @@ impl Publisher {
         }
     }
 
-    fn proven(&self) -> std::sync::MutexGuard<'_, Vec<(Arc<Entry>, [u8; 32])>> {
+    fn proven(&self) -> std::sync::MutexGuard<'_, Vec<(Arc<KeyEntry>, [u8; 32])>> {
         self.0.proven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ProofSink for Publisher {
-    fn proven(&self, entry: &Arc<Entry>, presented: PresentedKey<'_>) {
+    fn proven(&self, entry: &Arc<KeyEntry>, presented: PresentedKey<'_>) {
         if presented.secret_bits() < LEAST_BITS {
             return;
         }

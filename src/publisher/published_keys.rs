@@ -14,8 +14,8 @@ use crate::decision::{Decision, Denial, Grant, Reason};
 use crate::gate::{self, Terms};
 use crate::policy::{self, Routing};
 use crate::record::{KeyRecord, SecretHash};
-use crate::replica::{Entry, Snapshot, TenantEntry};
-use crate::request::{self, Reader};
+use crate::replica::{KeyEntry, Snapshot, TenantEntry};
+use crate::request::{self, RequestReader};
 use crate::tenant::{Mode, TenantId};
 
 /// Renders an answer.
@@ -102,7 +102,7 @@ impl PublishedKeys<Mapping> {
     pub(super) fn follow(
         mut self,
         snapshot: Arc<Snapshot>,
-        proven: Vec<(Arc<Entry>, [u8; 32])>,
+        proven: Vec<(Arc<KeyEntry>, [u8; 32])>,
         may_decide: bool,
     ) -> io::Result<(Self, bool)> {
         let told = self.remember(proven);
@@ -116,7 +116,7 @@ impl PublishedKeys<Mapping> {
 
 impl<M: Memory> PublishedKeys<M> {
     /// Records proofs. Returns the prefixes of their keys.
-    pub(super) fn remember(&mut self, proven: Vec<(Arc<Entry>, [u8; 32])>) -> BTreeSet<Box<str>> {
+    pub(super) fn remember(&mut self, proven: Vec<(Arc<KeyEntry>, [u8; 32])>) -> BTreeSet<Box<str>> {
         let mut told = BTreeSet::new();
         for (entry, digest) in proven {
             let prefix: Box<str> = (*entry.record().prefix).into();
@@ -214,7 +214,7 @@ impl<M: Memory> PublishedKeys<M> {
     }
 
     /// Returns the published state of a key; `None` if modules must ask the server.
-    fn proven(&self, snapshot: &Snapshot, entry: &Entry) -> Option<Proven> {
+    fn proven(&self, snapshot: &Snapshot, entry: &KeyEntry) -> Option<Proven> {
         let record = entry.record();
         let proof = self.proofs.get(&*record.prefix).filter(|proof| proof.record == subject(record))?;
         // If memos are required, a key without one must not stay proven.
@@ -228,7 +228,7 @@ impl<M: Memory> PublishedKeys<M> {
             return None;
         }
         let options = request::RequestOptions::default();
-        let request = Reader::new(&options).finish(b"", b"", b"");
+        let request = RequestReader::new(&options).finish(b"", b"", b"");
         let routing = Routing::of(snapshot.routes(), policy::PolicyOptions::default(), &request);
         let (access, terms) = gate::access(snapshot, &routing, (entry, Some(tenant)), &|| None);
         // Rendered for a key that passes, because the rejection of its holder contains a part of it.

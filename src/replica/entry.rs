@@ -1,7 +1,7 @@
 //! The entry of a key in the snapshot.
 //!
 //! It has the row of the key, the result of its first proof, and what must still be written to the database: its
-//! last use and its memo. A row that changes becomes a new [`Entry`]. It keeps the result of the proof only if the
+//! last use and its memo. A row that changes becomes a new [`KeyEntry`]. It keeps the result of the proof only if the
 //! id, the tenant and the hash of the key are unchanged.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
@@ -11,12 +11,12 @@ use super::table::Keyed;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::record::{KeyRecord, Memo};
-use crate::verify::memo::{Peppers, Policy};
+use crate::verify::memo::{MemoPolicy, Peppers};
 use crate::verify::{Provable, Proven};
 
 /// A key in the snapshot.
 #[derive(Debug)]
-pub struct Entry {
+pub struct KeyEntry {
     record: KeyRecord,
     proven: Proven,
     /// The last use of this entry, in microseconds since 1970; 0 if it was not used.
@@ -33,7 +33,7 @@ pub struct Entry {
     profile: u32,
 }
 
-impl Entry {
+impl KeyEntry {
     /// Creates the entry of a row without memo.
     #[must_use]
     pub fn new(record: KeyRecord) -> Self {
@@ -78,7 +78,7 @@ impl Entry {
     ) -> Self {
         let entry = Self::remembering(record, memo, peppers);
         // If memos are required, removing the memo from the row discards the result, too.
-        if let Some(before) = before.filter(|_| peppers.policy() == Policy::Optional) {
+        if let Some(before) = before.filter(|_| peppers.policy() == MemoPolicy::Optional) {
             entry.inherit(before);
         }
         entry
@@ -133,7 +133,7 @@ impl Entry {
     }
 
     /// Records a use. Returns whether the caller must queue it to be written: true for the first use since
-    /// [`Entry::dequeue_use`].
+    /// [`KeyEntry::dequeue_use`].
     #[must_use]
     pub fn record_use(&self, now: Timestamp) -> bool {
         // At most once a second, so that the requests of a busy key do not contend for this cache line.
@@ -143,7 +143,7 @@ impl Entry {
         !self.use_queued.load(Relaxed) && !self.use_queued.swap(true, Relaxed)
     }
 
-    /// Makes the next [`Entry::record_use`] return true again.
+    /// Makes the next [`KeyEntry::record_use`] return true again.
     pub fn dequeue_use(&self) {
         self.use_queued.store(false, Relaxed);
     }
@@ -165,7 +165,7 @@ impl Entry {
     }
 }
 
-impl Provable for Entry {
+impl Provable for KeyEntry {
     fn record(&self) -> &KeyRecord {
         &self.record
     }
@@ -175,7 +175,7 @@ impl Provable for Entry {
     }
 }
 
-impl Keyed for Entry {
+impl Keyed for KeyEntry {
     fn key(&self) -> &[u8] {
         self.record.prefix.as_bytes()
     }
@@ -204,24 +204,24 @@ mod tests {
         )
     }
 
-    fn peppers(policy: Policy) -> Peppers {
+    fn peppers(policy: MemoPolicy) -> Peppers {
         Peppers::new(vec![Pepper::random().unwrap()], policy)
     }
 
     fn proven_after(change: impl FnOnce(&mut KeyRecord)) -> bool {
-        let before = Entry::new(record());
+        let before = KeyEntry::new(record());
         let keyring = Keyring::new(Peppers::default()).unwrap();
         let seal = keyring.seal(&record(), &SecretHash::parse(HASH).unwrap(), b"x");
         before.proven().note(seal);
         let mut next = record();
         change(&mut next);
-        Entry::replacing(next, None, Some(&before), keyring.peppers()).proven().seal().is_some()
+        KeyEntry::replacing(next, None, Some(&before), keyring.peppers()).proven().seal().is_some()
     }
 
     #[test]
     fn a_key_takes_200_bytes() {
         // 224 with the counters of its `Arc` and malloc's overhead. Eight bytes more would take 240.
-        assert_eq!(size_of::<Entry>(), 200);
+        assert_eq!(size_of::<KeyEntry>(), 200);
     }
 
     #[test]
@@ -237,24 +237,24 @@ mod tests {
 
     #[test]
     fn a_row_is_proven_by_its_own_memo_but_not_by_that_of_another_row() {
-        let peppers = peppers(Policy::Optional);
+        let peppers = peppers(MemoPolicy::Optional);
         let memo = peppers.memo(&record(), parse(KEY).unwrap());
-        let own = Entry::remembering(record(), memo.as_ref(), &peppers);
+        let own = KeyEntry::remembering(record(), memo.as_ref(), &peppers);
         assert!(own.is_remembered() && own.proven().seal().is_some() && !own.take_memo_due());
         let moved = KeyRecord { tenant_id: TenantId(Uuid::from_u128(9)), ..record() };
-        let other = Entry::remembering(moved, memo.as_ref(), &peppers);
+        let other = KeyEntry::remembering(moved, memo.as_ref(), &peppers);
         assert!(!other.is_remembered() && other.proven().seal().is_none());
         assert!(other.take_memo_due() && !other.take_memo_due(), "exactly one caller queues the memo");
     }
 
     #[test]
     fn if_memos_are_required_removing_the_memo_removes_the_proof() {
-        for (policy, proven) in [(Policy::Optional, true), (Policy::Required, false)] {
+        for (policy, proven) in [(MemoPolicy::Optional, true), (MemoPolicy::Required, false)] {
             let peppers = peppers(policy);
             let memo = peppers.memo(&record(), parse(KEY).unwrap());
-            let before = Entry::remembering(record(), memo.as_ref(), &peppers);
+            let before = KeyEntry::remembering(record(), memo.as_ref(), &peppers);
             assert_eq!(
-                Entry::replacing(record(), None, Some(&before), &peppers).proven().seal().is_some(),
+                KeyEntry::replacing(record(), None, Some(&before), &peppers).proven().seal().is_some(),
                 proven
             );
         }
@@ -264,15 +264,15 @@ mod tests {
     fn an_entry_is_unchanged_if_row_and_valid_memo_are() {
         let (old, new) = (Pepper::random().unwrap(), Pepper::random().unwrap());
         let memo_by = |pepper: &Pepper| {
-            let peppers = Peppers::new(vec![pepper.clone()], Policy::Optional);
+            let peppers = Peppers::new(vec![pepper.clone()], MemoPolicy::Optional);
             peppers.memo(&record(), parse(KEY).unwrap())
         };
         let (by_old, by_new, foreign) = (memo_by(&old), memo_by(&new), memo_by(&Pepper::random().unwrap()));
-        let peppers = Peppers::new(vec![new, old], Policy::Optional);
-        let plain = Entry::new(record());
-        let remembering = Entry::remembering(record(), by_old.as_ref(), &peppers);
+        let peppers = Peppers::new(vec![new, old], MemoPolicy::Optional);
+        let plain = KeyEntry::new(record());
+        let remembering = KeyEntry::remembering(record(), by_old.as_ref(), &peppers);
         // A key that was proven by a memo stays proven when the memo is removed.
-        let forgotten = Entry::replacing(record(), None, Some(&remembering), &peppers);
+        let forgotten = KeyEntry::replacing(record(), None, Some(&remembering), &peppers);
         assert!(forgotten.proven().seal().is_some());
         for (entry, same) in [
             (&plain, [true, true, false, false]),
@@ -284,14 +284,14 @@ mod tests {
             let revoked = KeyRecord { revoked: true, ..record() };
             assert_eq!(memos.map(|memo| entry.is_of(&revoked, memo, &peppers)), [false; 4]);
         }
-        let kept = |entry: &Entry| entry.memo(&peppers).map(|memo| memo.to_string());
+        let kept = |entry: &KeyEntry| entry.memo(&peppers).map(|memo| memo.to_string());
         assert_eq!(kept(&remembering), by_old.map(|memo| memo.to_string()));
         assert_eq!(kept(&plain), None);
     }
 
     #[test]
     fn only_the_first_use_since_dequeue_use_must_be_queued() {
-        let entry = Entry::new(record());
+        let entry = KeyEntry::new(record());
         assert!(entry.record_use(Timestamp(10_000_000)));
         assert!(!entry.record_use(Timestamp(12_000_000)));
         assert_eq!(entry.last_use().1, Timestamp(12_000_000));

@@ -3,7 +3,7 @@
 //! One task ([`sync`]) writes it: it builds the next [`Snapshot`] and then swaps it for the current one, so a reader
 //! sees all of a transaction or none of it, and never waits.
 //!
-//! A row that changes becomes a new [`Entry`]. It keeps the result of bcrypt only if the id, the tenant and the hash
+//! A row that changes becomes a new [`KeyEntry`]. It keeps the result of bcrypt only if the id, the tenant and the hash
 //! of the key are unchanged.
 //!
 //! Depends on: the traits of `store`. It knows neither SQL nor Envoy, and makes no decisions.
@@ -25,7 +25,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
-pub use self::entry::Entry;
+pub use self::entry::KeyEntry;
 pub use self::profiles::{Interned, ResponseParts};
 pub use self::snapshot::{Difference, PlanEntry, ResponseCache, Snapshot, TenantEntry};
 use crate::clock::{Clock, Timestamp};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::entry::Entry;
+use super::entry::KeyEntry;
 use super::profiles::{FREE, Interned, Profiles, ResponseParts};
 use super::table::{Keyed, Table};
 use crate::clock::Timestamp;
@@ -101,7 +101,7 @@ pub struct Difference<'s> {
 
 /// The rows of plans and rules.
 #[derive(Clone, Debug, Default)]
-struct Policy {
+struct PolicyRows {
     plans: BTreeMap<Box<str>, Arc<PlanEntry>>,
     rules: BTreeMap<RouteId, RouteRow>,
 }
@@ -109,10 +109,10 @@ struct Policy {
 /// The rows of the database as of one instant.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    keys: Table<Entry>,
+    keys: Table<KeyEntry>,
     tenants: Table<TenantEntry>,
     profiles: Arc<Profiles>,
-    policy: Arc<Policy>,
+    policy: Arc<PolicyRows>,
     /// The rules, compiled.
     routes: Arc<RouteTable>,
     /// The number of damaged rows: the sum of the two numbers below.
@@ -130,7 +130,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// Returns the key with this prefix.
     #[must_use]
-    pub fn key(&self, prefix: &str) -> Option<&Arc<Entry>> {
+    pub fn key(&self, prefix: &str) -> Option<&Arc<KeyEntry>> {
         self.keys.get(prefix.as_bytes())
     }
 
@@ -140,7 +140,7 @@ impl Snapshot {
         self.tenants.get(id.0.as_bytes()).map(AsRef::as_ref)
     }
 
-    /// Returns the profile with this number, which must be from an [`Entry`] of this snapshot.
+    /// Returns the profile with this number, which must be from a [`KeyEntry`] of this snapshot.
     #[must_use]
     pub fn profile(&self, number: u32) -> &Interned {
         self.profiles.get(number)
@@ -188,7 +188,7 @@ impl Snapshot {
     }
 
     /// Returns all keys, in no particular order.
-    pub fn keys(&self) -> impl Iterator<Item = &Arc<Entry>> {
+    pub fn keys(&self) -> impl Iterator<Item = &Arc<KeyEntry>> {
         self.keys.iter()
     }
 
@@ -213,7 +213,7 @@ impl Snapshot {
     /// `before`.
     pub(super) fn revived_since(&self, before: &Self, now: Timestamp) -> usize {
         let off = |key: &KeyRecord| key.revoked || key.disabled || has_expired(key.expires_at.at(), now);
-        let key = |entry: &&Arc<Entry>| {
+        let key = |entry: &&Arc<KeyEntry>| {
             let before = entry.record();
             let here = self.keys.get(before.prefix.as_bytes()).map(|entry| entry.record());
             off(before) && here.is_some_and(|here| here.id == before.id && !off(here))
@@ -246,7 +246,7 @@ impl Snapshot {
     /// Starts to build the next snapshot from all rows of the database.
     pub(super) fn reload(self: &Arc<Self>, peppers: &Peppers) -> Reload {
         let (before, peppers) = (Arc::clone(self), peppers.clone());
-        let (profiles, policy) = (Profiles::clone(&self.profiles), Policy::default());
+        let (profiles, policy) = (Profiles::clone(&self.profiles), PolicyRows::default());
         Reload { before, peppers, keys: Vec::new(), tenants: Vec::new(), profiles, policy }
     }
 
@@ -258,14 +258,14 @@ impl Snapshot {
         memo: Option<&Memo>,
         profile: u32,
         peppers: &Peppers,
-    ) -> Arc<Entry> {
+    ) -> Arc<KeyEntry> {
         let before = self.keys.get(record.prefix.as_bytes());
         match before {
             Some(before) if before.profile() == profile && before.is_of(&record, memo, peppers) => {
                 Arc::clone(before)
             }
             _ => {
-                let entry = Entry::replacing(record, memo, before.map(AsRef::as_ref), peppers);
+                let entry = KeyEntry::replacing(record, memo, before.map(AsRef::as_ref), peppers);
                 Arc::new(entry.with_profile(profile))
             }
         }
@@ -346,11 +346,11 @@ impl Snapshot {
         is_damaged(row, &self.profiles)
     }
 
-    fn is_damaged(&self, entry: &Entry) -> bool {
+    fn is_damaged(&self, entry: &KeyEntry) -> bool {
         entry.record().is_damaged() || self.profiles.get(entry.profile()).profile().is_err()
     }
 
-    fn count_key(&mut self, entry: &Entry, by: isize) {
+    fn count_key(&mut self, entry: &KeyEntry, by: isize) {
         let damaged = isize::from(self.is_damaged(entry));
         if entry.profile() != FREE {
             Arc::make_mut(&mut self.profiles).count(entry.profile(), by);
@@ -374,7 +374,7 @@ fn is_damaged(row: &SnapshotRow, profiles: &Profiles) -> bool {
     }
 }
 
-impl Policy {
+impl PolicyRows {
     fn put(&mut self, row: SnapshotRow) {
         match row {
             SnapshotRow::Plan(row) => {
@@ -396,10 +396,10 @@ impl Policy {
 pub(super) struct Reload {
     before: Arc<Snapshot>,
     peppers: Peppers,
-    keys: Vec<Arc<Entry>>,
+    keys: Vec<Arc<KeyEntry>>,
     tenants: Vec<Arc<TenantEntry>>,
     profiles: Profiles,
-    policy: Policy,
+    policy: PolicyRows,
 }
 
 impl Reload {

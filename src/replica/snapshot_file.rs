@@ -18,7 +18,7 @@ use std::{fs, io};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
-use self::format::{Head, open, save};
+use self::format::{FileHead, open, save};
 use super::{Replica, Snapshot};
 use crate::clock::{Clock, Timestamp};
 use crate::store::SyncPoint;
@@ -40,7 +40,7 @@ pub struct SnapshotFileOptions {
 
 /// Why a file is not used.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum UnusableFile {
     /// The file is missing or cannot be read.
     #[error("cannot be read: {0}")]
     Unreadable(#[from] io::Error),
@@ -107,18 +107,18 @@ impl SnapshotFile {
                 );
                 self.replica.restored(snapshot, point, age, self.clock.uptime());
             }
-            Err(Refused::Unreadable(error)) if error.kind() == io::ErrorKind::NotFound => {
+            Err(UnusableFile::Unreadable(error)) if error.kind() == io::ErrorKind::NotFound => {
                 debug!("no snapshot file yet");
             }
             Err(why) => warn!(file = %self.options.path.display(), %why, "the snapshot file is not used"),
         }
     }
 
-    fn read(&self) -> Result<(Snapshot, SyncPoint, Duration), Refused> {
+    fn read(&self) -> Result<(Snapshot, SyncPoint, Duration), UnusableFile> {
         let bytes = fs::read(&self.options.path)?;
         let (head, body) = open(&bytes, self.replica.peppers())?;
         if head.source != self.source {
-            return Err(Refused::OtherDatabase(head.source));
+            return Err(UnusableFile::OtherDatabase(head.source));
         }
         let age = self.age(&head)?;
         let mut reload = self.replica.snapshot().reload(self.replica.peppers());
@@ -130,16 +130,16 @@ impl SnapshotFile {
     /// Returns the time since the last poll before the file was written: by the wall clock, and also by the uptime if
     /// the machine was not restarted. The longer one counts, so that setting the wall clock back does not make a file
     /// younger.
-    fn age(&self, head: &Head) -> Result<Duration, Refused> {
+    fn age(&self, head: &FileHead) -> Result<Duration, UnusableFile> {
         let (synced_at, now) = (Timestamp(head.synced_at), self.clock.now());
         if synced_at > now.after(SLACK) {
-            return Err(Refused::Future(synced_at));
+            return Err(UnusableFile::Future(synced_at));
         }
         let same_boot = head.boot == self.clock.boot();
         let uptime = Duration::from_millis(head.uptime_ms);
         let by_uptime = if same_boot { self.clock.uptime().saturating_sub(uptime) } else { Duration::ZERO };
         let age = now.since(synced_at).max(by_uptime);
-        if age > self.options.max_staleness { Err(Refused::TooOld(age)) } else { Ok(age) }
+        if age > self.options.max_staleness { Err(UnusableFile::TooOld(age)) } else { Ok(age) }
     }
 
     /// Writes the file whenever it is due, forever.
@@ -185,10 +185,10 @@ impl SnapshotFile {
         self.record(result);
     }
 
-    fn head(&self, age: Duration) -> Head {
+    fn head(&self, age: Duration) -> FileHead {
         let point = self.replica.sync_point();
         let (now, uptime) = (self.clock.now(), self.clock.uptime());
-        Head {
+        FileHead {
             synced_at: now.before(age).0,
             boot: self.clock.boot(),
             uptime_ms: u64::try_from(uptime.saturating_sub(age).as_millis()).unwrap_or(u64::MAX),

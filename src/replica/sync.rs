@@ -25,7 +25,9 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use self::problems::{Damaged, Lost, changed_rules, log_damaged_rules, log_missing_plans, named_plan};
+use self::problems::{
+    DamagedRows, OutageLog, changed_rules, log_damaged_rules, log_missing_plans, named_plan,
+};
 use super::snapshot::Reload;
 use super::{Replica, Snapshot};
 use crate::clock::{Clock, Timestamp};
@@ -85,7 +87,7 @@ pub struct Sync {
     /// Whether the clocks of this machine and the database differed too much at the last poll.
     clocks_differ: bool,
     /// What was logged since the database was lost; `None` if connected.
-    lost: Option<Lost>,
+    lost: Option<OutageLog>,
 }
 
 impl Sync {
@@ -162,7 +164,7 @@ impl Sync {
     async fn load_once(&mut self, session: &mut dyn Session) -> Result<bool, StoreError> {
         let asked = self.ask();
         let mut reload = self.replica.snapshot().reload(self.replica.peppers());
-        let (mut damaged, mut named) = (Damaged::default(), HashSet::new());
+        let (mut damaged, mut named) = (DamagedRows::default(), HashSet::new());
         let mut sink = |row| {
             if reload.finds_damaged(&row) {
                 damaged.add(&row);
@@ -196,9 +198,9 @@ impl Sync {
         &self,
         mut next: Snapshot,
         mut point: SyncPoint,
-        mut asked: Asked,
+        mut asked: PollTimes,
         session: &mut dyn Session,
-    ) -> Result<Option<(Snapshot, SyncPoint, Asked)>, StoreError> {
+    ) -> Result<Option<(Snapshot, SyncPoint, PollTimes)>, StoreError> {
         while asked.answered.saturating_sub(asked.uptime) > LONG_LOAD {
             let again = self.ask();
             match within(self.options.poll_timeout, "poll", session.changes()).await? {
@@ -214,13 +216,13 @@ impl Sync {
         Ok(Some((next, point, asked)))
     }
 
-    fn ask(&self) -> Asked {
+    fn ask(&self) -> PollTimes {
         let uptime = self.clock.uptime();
-        Asked { uptime, answered: uptime, wall: self.clock.now() }
+        PollTimes { uptime, answered: uptime, wall: self.clock.now() }
     }
 
-    fn answered(&self, asked: Asked) -> Asked {
-        Asked { answered: self.clock.uptime(), ..asked }
+    fn answered(&self, asked: PollTimes) -> PollTimes {
+        PollTimes { answered: self.clock.uptime(), ..asked }
     }
 
     /// Returns the state of the database at the last successful poll, by this process or, while it may be served, by
@@ -270,7 +272,7 @@ impl Sync {
 
     /// Records the difference of the wall clocks of this machine and the database. Logs one line when it becomes too
     /// great, and one when it is normal again.
-    fn compare_clocks(&mut self, asked: &Asked, point: &SyncPoint) {
+    fn compare_clocks(&mut self, asked: &PollTimes, point: &SyncPoint) {
         let Some(database) = point.now else { return };
         let ahead = asked.wall.since(database);
         let behind = database.since(self.clock.now());
@@ -288,7 +290,7 @@ impl Sync {
         self.clocks_differ = differ;
     }
 
-    fn accept(&mut self, next: Snapshot, point: SyncPoint, asked: &Asked) {
+    fn accept(&mut self, next: Snapshot, point: SyncPoint, asked: &PollTimes) {
         let (keys, tenants) = (next.key_count(), next.tenant_count());
         // The snapshot is published before its age: with a new age, an empty snapshot would make every key unknown.
         self.publish(next);
@@ -324,13 +326,13 @@ impl Sync {
         }
     }
 
-    fn apply(&mut self, rows: Vec<Change>, point: SyncPoint, asked: &Asked) {
+    fn apply(&mut self, rows: Vec<Change>, point: SyncPoint, asked: &PollTimes) {
         self.replica.stats().polls.add_one();
         self.compare_clocks(asked, &point);
         let marked = rows.iter().any(Change::is_mark);
         if !rows.is_empty() {
             debug!(rows = rows.len(), "applying changes");
-            let (snapshot, mut damaged) = (self.replica.snapshot(), Damaged::default());
+            let (snapshot, mut damaged) = (self.replica.snapshot(), DamagedRows::default());
             let now = rows.iter().filter_map(Change::row);
             now.filter(|row| snapshot.finds_damaged(row)).for_each(|row| damaged.add(row));
             damaged.log();
@@ -353,7 +355,7 @@ impl Sync {
 
 /// When a load or poll started and was answered.
 #[derive(Clone, Copy)]
-struct Asked {
+struct PollTimes {
     uptime: Duration,
     answered: Duration,
     wall: Timestamp,

@@ -28,14 +28,14 @@ use crate::transport::{self, ConnectionFailure, ListenStats, Peer, Services, Una
 
 /// An address to listen on.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Address {
+pub enum ListenAddress {
     /// `host:port`; port 0 lets the system choose.
     Tcp(String),
     /// A Unix socket at this path.
     Unix(PathBuf),
 }
 
-impl Address {
+impl ListenAddress {
     /// Returns the paths of the Unix sockets among `addresses`.
     pub fn sockets(addresses: &[Self]) -> impl Iterator<Item = &PathBuf> {
         addresses.iter().filter_map(|address| match address {
@@ -49,7 +49,7 @@ impl Address {
 #[derive(Clone)]
 pub struct ListenOptions {
     /// The addresses.
-    pub listen: Vec<Address>,
+    pub listen: Vec<ListenAddress>,
     /// TLS for TCP listeners.
     pub tls: Option<Tls>,
     /// The mode of Unix sockets. Owner and group by default: put Envoy into the group.
@@ -99,8 +99,10 @@ impl Listeners {
         let mut listeners = Vec::new();
         for address in &options.listen {
             listeners.push(match address {
-                Address::Tcp(address) => Listener::Tcp(bind_tcp(address, "grpc").await?),
-                Address::Unix(path) => Listener::Unix(bind_unix(path, options.unix_mode, "grpc").await?),
+                ListenAddress::Tcp(address) => Listener::Tcp(bind_tcp(address, "grpc").await?),
+                ListenAddress::Unix(path) => {
+                    Listener::Unix(bind_unix(path, options.unix_mode, "grpc").await?)
+                }
             });
         }
         Ok(Self(listeners))
@@ -245,7 +247,7 @@ impl<U: Unary> Acceptor<U> {
     }
 
     fn admit(self: &Arc<Self>, socket: Socket) {
-        let Some(slot) = Slot::take(self) else {
+        let Some(slot) = ConnectionSlot::take(self) else {
             self.stats.no_room.add_one();
             let connections = self.most;
             return self.log.write(|left_out| {
@@ -320,9 +322,9 @@ impl<U: Unary> Acceptor<U> {
 }
 
 /// One of the allowed open connections, until it is dropped.
-struct Slot(watch::Sender<u32>);
+struct ConnectionSlot(watch::Sender<u32>);
 
-impl Slot {
+impl ConnectionSlot {
     fn take<U>(acceptor: &Acceptor<U>) -> Option<Self> {
         let mut taken = false;
         acceptor.open.send_if_modified(|open| {
@@ -334,7 +336,7 @@ impl Slot {
     }
 }
 
-impl Drop for Slot {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.0.send_modify(|open| *open -= 1);
     }
@@ -383,8 +385,8 @@ pub(super) async fn bind_unix(path: &Path, mode: u32, listener: &str) -> Result<
 }
 
 /// Removes the socket files.
-pub(super) fn remove_sockets(listen: &[Address]) {
-    for path in Address::sockets(listen) {
+pub(super) fn remove_sockets(listen: &[ListenAddress]) {
+    for path in ListenAddress::sockets(listen) {
         // It may be removed already.
         let _ = std::fs::remove_file(path);
     }

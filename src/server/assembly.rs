@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::dedicated_runtime::DedicatedRuntime;
 use super::grpc_services;
 use super::publishing::{self, ModuleListener};
-use super::{Endpoints, ServeError, Settings};
+use super::{Endpoints, ServeError, ServerSettings};
 use crate::ext_authz::check_span::SpanSink;
 use crate::ext_authz::service::AuthorizationService;
 use crate::gate::{Gate, ProofSink};
@@ -34,7 +34,7 @@ use crate::replica::prune;
 use crate::replica::snapshot_file::SnapshotFile;
 use crate::replica::sync::Sync;
 use crate::shadow;
-use crate::supervise::{Part, Supervisor};
+use crate::supervise::{BackgroundTask, Supervisor};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Traces;
 use crate::transport::ListenStats;
@@ -71,7 +71,7 @@ pub(super) struct Assembly {
     replica: Replica,
     last_used: LastUsed,
     memos: MemoWriter,
-    shadow: shadow::Report,
+    shadow: shadow::ShadowReport,
     refusals: Refusals,
     usage: Usage,
     traces: Option<Arc<Traces>>,
@@ -84,7 +84,7 @@ pub(super) struct Assembly {
 }
 
 impl Assembly {
-    pub(super) fn build(settings: &Settings) -> Result<(Self, AuthorizationService), ServeError> {
+    pub(super) fn build(settings: &ServerSettings) -> Result<(Self, AuthorizationService), ServeError> {
         let clock = &settings.clock;
         let (peppers, last_used) = (&settings.peppers, LastUsed::new(settings.last_used));
         let replica = Replica::new(peppers.clone());
@@ -104,7 +104,7 @@ impl Assembly {
         let kind = settings.store.kind();
         let (limit, mode) = (settings.gate.max_staleness, settings.gate.mode);
         let health = Health::new(replica.clone(), Arc::clone(clock), limit, kind, mode);
-        let shadow = shadow::Report::new(settings.shadow);
+        let shadow = shadow::ShadowReport::new(settings.shadow);
         let refusals = Refusals::new(settings.refusals);
         let traces = traces(settings)?;
         let supervisor = Supervisor::default();
@@ -152,13 +152,13 @@ impl Assembly {
     }
 
     /// Returns the writer of the snapshot file; `None` without `--snapshot-file`.
-    pub(super) fn snapshot_file(&self, settings: &Settings) -> Option<SnapshotFile> {
+    pub(super) fn snapshot_file(&self, settings: &ServerSettings) -> Option<SnapshotFile> {
         let (replica, clock) = (self.replica.clone(), Arc::clone(&settings.clock));
         Some(SnapshotFile::new(replica, clock, settings.store.address(), settings.snapshot_file.clone()?))
     }
 
     /// Starts the background tasks. They run until they are aborted, and are restarted after a panic.
-    pub(super) fn background(&self, settings: &Settings) -> Vec<JoinHandle<()>> {
+    pub(super) fn background(&self, settings: &ServerSettings) -> Vec<JoinHandle<()>> {
         let (memos, last_used, health) = (self.memos.clone(), self.last_used.clone(), self.health.clone());
         let (file, reporter, heartbeat) =
             (self.snapshot_file(settings), self.reporter.clone(), self.heartbeat.clone());
@@ -168,24 +168,26 @@ impl Assembly {
         let (shadow, refusals) = (self.shadow.clone(), self.refusals.clone());
         let certificates = settings.listen.tls.clone();
         let mut parts = vec![
-            self.run(Part::Memos, move || memos.clone().run(Arc::clone(&to_memos))),
-            self.run(Part::SnapshotFile, move || write_snapshots(file.clone())),
-            self.run(Part::LastUsed, move || last_used.clone().run(Arc::clone(&to_uses))),
-            self.run(Part::Usage, move || usage.clone().run(Arc::clone(&to_counts))),
-            self.run(Part::Health, move || health.clone().run(reporter.clone())),
-            self.run(Part::Heartbeat, move || heartbeat.clone().run()),
-            self.run(Part::Prune, move || prune::run(Arc::clone(&to_prune), cut)),
-            self.run(Part::Refusals, move || refusals.clone().run(Arc::clone(&to_refusals))),
-            self.run(Part::Shadow, move || shadow.clone().run(Arc::clone(&to_shadow))),
+            self.run(BackgroundTask::Memos, move || memos.clone().run(Arc::clone(&to_memos))),
+            self.run(BackgroundTask::SnapshotFile, move || write_snapshots(file.clone())),
+            self.run(BackgroundTask::LastUsed, move || last_used.clone().run(Arc::clone(&to_uses))),
+            self.run(BackgroundTask::Usage, move || usage.clone().run(Arc::clone(&to_counts))),
+            self.run(BackgroundTask::Health, move || health.clone().run(reporter.clone())),
+            self.run(BackgroundTask::Heartbeat, move || heartbeat.clone().run()),
+            self.run(BackgroundTask::Prune, move || prune::run(Arc::clone(&to_prune), cut)),
+            self.run(BackgroundTask::Refusals, move || refusals.clone().run(Arc::clone(&to_refusals))),
+            self.run(BackgroundTask::Shadow, move || shadow.clone().run(Arc::clone(&to_shadow))),
         ];
-        parts.extend(certificates.map(|tls| self.run(Part::Certificates, move || tls.clone().follow())));
+        parts.extend(
+            certificates.map(|tls| self.run(BackgroundTask::Certificates, move || tls.clone().follow())),
+        );
         parts
     }
 
     /// Starts to publish proven keys, if that is enabled.
     pub(super) fn publishing(
         &self,
-        settings: &Settings,
+        settings: &ServerSettings,
         listener: Option<UnixListener>,
     ) -> Vec<JoinHandle<()>> {
         let Some((publisher, listener)) = self.publisher.clone().zip(listener) else { return Vec::new() };
@@ -196,12 +198,12 @@ impl Assembly {
             Arc::clone(&settings.clock),
         );
         vec![
-            self.run(Part::Publish, move || publisher.clone().run()),
-            self.run(Part::PublishServe, move || modules.clone().run()),
+            self.run(BackgroundTask::Publish, move || publisher.clone().run()),
+            self.run(BackgroundTask::PublishServe, move || modules.clone().run()),
         ]
     }
 
-    fn run<W>(&self, part: Part, begin: impl FnMut() -> W + Send + 'static) -> JoinHandle<()>
+    fn run<W>(&self, part: BackgroundTask, begin: impl FnMut() -> W + Send + 'static) -> JoinHandle<()>
     where
         W: Future<Output = ()> + Send + 'static,
     {
@@ -209,19 +211,19 @@ impl Assembly {
         tokio::spawn(async move { supervisor.run(part, begin).await })
     }
 
-    pub(super) fn sync(&self, settings: &Settings) -> Sync {
+    pub(super) fn sync(&self, settings: &ServerSettings) -> Sync {
         let (store, clock) = (Arc::clone(&settings.store), Arc::clone(&settings.clock));
         Sync::new(self.replica.clone(), store, clock, settings.sync)
     }
 
     /// Returns the gRPC services other than the check.
-    pub(super) fn others(&self, settings: &Settings) -> Result<Routes, ServeError> {
+    pub(super) fn others(&self, settings: &ServerSettings) -> Result<Routes, ServeError> {
         grpc_services::routes(self.health.clone(), &self.reporter, settings.reflection)
     }
 
     /// Writes the snapshot file and memos, which save work after the next start. Then writes the shadow report and
     /// rejections.
-    async fn last_things(&self, settings: &Settings) {
+    async fn last_things(&self, settings: &ServerSettings) {
         if let Some(mut file) = self.snapshot_file(settings) {
             file.write().await;
         }
@@ -254,7 +256,7 @@ impl Assembly {
     /// buffers.
     pub(super) async fn close(
         &self,
-        settings: &Settings,
+        settings: &ServerSettings,
         stop: watch::Sender<bool>,
         mut endpoints: Endpoints,
         sync: DedicatedRuntime,
@@ -304,7 +306,7 @@ impl Assembly {
 
 /// Returns the publisher; `None` without `--publish`.
 fn publisher(
-    settings: &Settings,
+    settings: &ServerSettings,
     replica: &Replica,
     last_used: &LastUsed,
     usage: Option<Usage>,
@@ -320,7 +322,7 @@ fn publisher(
 }
 
 /// Returns the exporter of spans; `None` without `--otlp-endpoint`.
-fn traces(settings: &Settings) -> Result<Option<Arc<Traces>>, ServeError> {
+fn traces(settings: &ServerSettings) -> Result<Option<Arc<Traces>>, ServeError> {
     let traces = settings.otlp_endpoint.as_deref().map(Traces::to).transpose();
     Ok(traces.map_err(|why| ServeError::Start(format!("--otlp-endpoint: {why}")))?.map(Arc::new))
 }

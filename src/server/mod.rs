@@ -24,10 +24,10 @@ use tokio::task::JoinHandle;
 use tracing::warn;
 
 use self::acceptor::{Acceptor, Listeners, bind_tcp, bind_unix, remove_sockets};
-pub use self::acceptor::{Address, ListenOptions};
+pub use self::acceptor::{ListenAddress, ListenOptions};
 use self::assembly::Assembly;
 use self::dedicated_runtime::DedicatedRuntime;
-pub use self::manage::{Explain, ExplainedRequest, ManageSettings, manage};
+pub use self::manage::{ExplainFn, ExplainedRequest, ManageSettings, manage};
 pub use self::tls::{Protocol, Tls, TlsError, TlsFiles};
 use crate::batch_writer::Schedule;
 use crate::clock::{Clock, SystemClock};
@@ -39,7 +39,7 @@ use crate::verify::memo::Peppers;
 use crate::{gate, last_used, memo_writer, refusals, shadow, usage, verify};
 
 /// All settings of a server.
-pub struct Settings {
+pub struct ServerSettings {
     /// The gRPC listeners and their limits.
     pub listen: ListenOptions,
     /// The address of the HTTP listener for operators.
@@ -80,7 +80,7 @@ pub struct Settings {
     pub clock: Arc<dyn Clock>,
 }
 
-impl Settings {
+impl ServerSettings {
     /// Returns the defaults, with this store and without listeners.
     #[must_use]
     pub fn on(store: Arc<dyn Store>) -> Self {
@@ -132,7 +132,7 @@ pub enum ServeError {
 /// # Errors
 ///
 /// An address is in use, a part did not start, or the schema of the database is too old.
-pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+pub async fn serve(settings: ServerSettings, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
     let listeners = Listeners::bind(&settings.listen).await?;
     let ops = bind_tcp(&settings.ops_listen, "ops").await?;
     let publish = match &settings.listen.publish {
@@ -159,7 +159,7 @@ pub async fn serve(settings: Settings, shutdown: impl Future<Output = ()>) -> Re
     };
     assembly.close(&settings, stop, endpoints, sync, background).await;
     remove_sockets(&settings.listen.listen);
-    remove_sockets(&settings.listen.publish.into_iter().map(Address::Unix).collect::<Vec<_>>());
+    remove_sockets(&settings.listen.publish.into_iter().map(ListenAddress::Unix).collect::<Vec<_>>());
     outcome
 }
 
@@ -174,7 +174,7 @@ struct Endpoints {
 
 impl Endpoints {
     fn open(
-        settings: &Settings,
+        settings: &ServerSettings,
         assembly: &Assembly,
         service: AuthorizationService,
         (listeners, operators): (Listeners, TcpListener),

@@ -7,7 +7,7 @@ use axum::routing::get;
 
 use crate::health::Health;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::page::Format;
+use crate::telemetry::page::PageFormat;
 
 /// Serves `/livez`, `/readyz` and `/metrics`.
 pub(super) fn router(health: Health, metrics: Metrics) -> axum::Router {
@@ -18,7 +18,7 @@ pub(super) fn router(health: Health, metrics: Metrics) -> axum::Router {
     };
     let page = move |headers: HeaderMap| async move {
         let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let format = Format::wanted(accept);
+        let format = PageFormat::wanted(accept);
         ([(CONTENT_TYPE, format.content_type())], metrics.render(format))
     };
     axum::Router::new()

@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use super::Settings;
+use super::ServerSettings;
 use crate::clock::Clock;
 use crate::decision::Decision;
 use crate::ext_authz::plain::plain;
@@ -36,7 +36,7 @@ impl Render for ResponseOptions {
 }
 
 /// Returns the options of the publisher for these settings, with a new random key.
-pub(super) fn options(settings: &Settings, key: [u8; 32]) -> crate::publisher::Options {
+pub(super) fn options(settings: &ServerSettings, key: [u8; 32]) -> crate::publisher::Options {
     let (request, gate) = (&settings.ext_authz.request, &settings.gate);
     let only_keys =
         !request.public.has_patterns() && !gate.policy.deny_unmatched && gate.mode == Mode::Enforce;

@@ -12,7 +12,7 @@ use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, Memo};
 
 /// A row of `api_keys` as a replica reads it, with its memo and its profile.
-pub type KeyRow = (KeyRecord, Option<Memo>, ProfileRow);
+pub type KeyWithProfile = (KeyRecord, Option<Memo>, ProfileRow);
 
 /// The process whose database privileges are examined.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -27,7 +27,7 @@ pub enum Purpose {
 #[async_trait]
 pub trait Inspect: Management {
     /// Returns the row of `api_keys` with this prefix, as a replica reads it.
-    async fn key_row(&self, prefix: &str) -> Result<Option<KeyRow>, StoreError>;
+    async fn key_row(&self, prefix: &str) -> Result<Option<KeyWithProfile>, StoreError>;
 
     /// Returns the time of the database; `None` if it has no clock.
     async fn time(&self) -> Result<Option<Timestamp>, StoreError>;

@@ -13,7 +13,7 @@ use super::{
     KeyFilter, KeyPage, KeyPlace, Overview, PlanChange, RoutesPlan, SchemaVersion, Shadowed, StoreError,
     StoredKey, TenantChange, TenantFilter, TenantPage, TenantPlace, UsageFilter, UsageRow,
 };
-use crate::audit::{Action, Draft, Entry};
+use crate::audit::{Action, AuditEntry, Draft};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::permission::{AdminKey, AdminKeyId, Reach};
@@ -373,7 +373,7 @@ pub trait Management: AdminSessions + Overview {
         filter: &AuditFilter,
         after: i64,
         page: i64,
-    ) -> Result<Vec<Entry>, StoreError>;
+    ) -> Result<Vec<AuditEntry>, StoreError>;
 
     /// Returns the number of the row after which the newest `count` matching rows begin.
     async fn audit_before_newest(&self, filter: &AuditFilter, count: i64) -> Result<i64, StoreError>;

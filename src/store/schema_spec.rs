@@ -52,7 +52,7 @@ pub(super) fn attributes(objects: &str, function: &str) -> (bool, &'static str) 
 
 /// What a dump can lose of a table of tenantgate.
 #[derive(Debug, Default, Eq, PartialEq)]
-pub(super) struct Table {
+pub(super) struct TableSpec {
     pub(super) name: &'static str,
     /// Columns and their defaults.
     pub(super) defaults: Vec<(&'static str, &'static str)>,
@@ -63,13 +63,13 @@ pub(super) struct Table {
 }
 
 /// Returns the tables that a migration creates under names of tenantgate.
-pub(super) fn tables(sql: &'static str) -> Vec<Table> {
+pub(super) fn tables(sql: &'static str) -> Vec<TableSpec> {
     let parse = |rest: &'static str| {
         let name = name(rest);
         let (_, lines) = rest.split_once('\n')?;
         // A partition has no columns of its own.
         rest[name.len()..].starts_with(" (").then_some(())?;
-        let mut table = Table { name, ..Table::default() };
+        let mut table = TableSpec { name, ..TableSpec::default() };
         for line in lines.lines().take_while(|line| !line.starts_with(')')).map(str::trim) {
             let inside = |start: &str| line.strip_prefix(start).and_then(|rest| rest.split(')').next());
             if let Some(columns) = inside("PRIMARY KEY (") {
@@ -157,7 +157,7 @@ mod tests {
     fn what_a_dump_can_lose_is_read() {
         assert_eq!(attributes(POSTGRES_OBJECTS, "tenantgate_prune"), (true, "v"));
         assert_eq!(attributes(POSTGRES_OBJECTS, "tenantgate_refuse_truncate"), (false, "v"));
-        let all: Vec<Table> = POSTGRES.iter().flat_map(|(_, _, sql)| tables(sql)).collect();
+        let all: Vec<TableSpec> = POSTGRES.iter().flat_map(|(_, _, sql)| tables(sql)).collect();
         let of = |name: &str| all.iter().find(|table| table.name == name).unwrap_or_else(|| panic!("{name}"));
         let change = of("tenantgate_change");
         assert_eq!(change.defaults, [("xid", "pg_current_xact_id()"), ("at", "now()")]);

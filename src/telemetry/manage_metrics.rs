@@ -8,7 +8,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
 
-use super::page::{Format, Page};
+use super::page::{MetricsPage, PageFormat};
 use super::process;
 use crate::clock::Timestamp;
 use crate::stats::{Counter, Histogram};
@@ -17,7 +17,7 @@ use crate::stats::{Counter, Histogram};
 #[derive(Debug, Default)]
 pub struct ManageStats {
     /// Requests by route, method and status. A route is a path with names for its parts: never a tenant or a key.
-    requests: Mutex<BTreeMap<Counted, u64>>,
+    requests: Mutex<BTreeMap<RequestLabels, u64>>,
     /// How long they took.
     pub latency: Histogram,
     /// Connections that came when all were taken.
@@ -28,7 +28,7 @@ pub struct ManageStats {
 
 /// The labels of a count.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Counted {
+pub struct RequestLabels {
     /// The route, such as `/v1/tenants/{ref}`; `other` if there is none for the path.
     pub route: Arc<str>,
     /// The method; `other` for one that no route has.
@@ -39,21 +39,21 @@ pub struct Counted {
 
 impl ManageStats {
     /// Counts a request.
-    pub fn count(&self, counted: Counted) {
+    pub fn count(&self, counted: RequestLabels) {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         *requests.entry(counted).or_default() += 1;
     }
 
     /// Returns the counts of requests.
     #[must_use]
-    pub fn requests(&self) -> BTreeMap<Counted, u64> {
+    pub fn requests(&self) -> BTreeMap<RequestLabels, u64> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 /// Writes the page with all metrics.
 #[must_use]
-pub fn render(stats: &Arc<ManageStats>, started: Timestamp, format: Format) -> String {
+pub fn render(stats: &Arc<ManageStats>, started: Timestamp, format: PageFormat) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(ManageMetrics { stats: Arc::clone(stats), started }));
     let mut text = String::new();
@@ -70,7 +70,7 @@ struct ManageMetrics {
 
 impl Collector for ManageMetrics {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut page = Page(encoder);
+        let mut page = MetricsPage(encoder);
         let requests: Vec<_> = self
             .stats
             .requests()

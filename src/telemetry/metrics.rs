@@ -12,7 +12,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
 
-use super::page::{Format, Page};
+use super::page::{MetricsPage, PageFormat};
 use super::{process, traces};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Fault, Grant, Reason};
@@ -46,7 +46,7 @@ pub struct Metrics {
     /// Restarts of background tasks.
     pub supervisor: Supervisor,
     /// The shadow report.
-    pub shadow: shadow::Report,
+    pub shadow: shadow::ShadowReport,
     /// Rejections by decision id.
     pub refusals: Refusals,
     /// Usage.
@@ -68,7 +68,7 @@ pub struct Metrics {
 impl Metrics {
     /// Writes the page with all metrics.
     #[must_use]
-    pub fn render(&self, format: Format) -> String {
+    pub fn render(&self, format: PageFormat) -> String {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self.clone()));
         let mut text = String::new();
@@ -86,7 +86,7 @@ impl fmt::Debug for Metrics {
 
 impl Collector for Metrics {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut page = Page(encoder);
+        let mut page = MetricsPage(encoder);
         self.decisions(&mut page)?;
         self.shadow(&mut page)?;
         self.proofs(&mut page)?;
@@ -99,7 +99,7 @@ impl Collector for Metrics {
 }
 
 impl Metrics {
-    fn decisions(&self, page: &mut Page<'_>) -> fmt::Result {
+    fn decisions(&self, page: &mut MetricsPage<'_>) -> fmt::Result {
         let stats = &self.gate;
         let denied = Reason::ALL.iter().zip(&stats.denied).map(|(r, n)| (("deny", r.as_str()), n.value()));
         let unable = stats.unable.iter().map(Counter::value).sum::<u64>();
@@ -145,7 +145,7 @@ impl Metrics {
             .collect()
     }
 
-    fn shadow(&self, page: &mut Page<'_>) -> fmt::Result {
+    fn shadow(&self, page: &mut MetricsPage<'_>) -> fmt::Result {
         let on = u64::from(self.mode == Mode::Shadow);
         page.gauge("tenantgate_shadow_mode", "1 if rejections are only recorded, not enforced", on)?;
         let reasons = Reason::ALL.iter().map(|reason| reason.as_str()).chain(["unavailable"]);
@@ -170,7 +170,7 @@ impl Metrics {
         if reason == Reason::Scope.as_str() { self.gate.rule_shadow.value() } else { 0 }
     }
 
-    fn proofs(&self, page: &mut Page<'_>) -> fmt::Result {
+    fn proofs(&self, page: &mut MetricsPage<'_>) -> fmt::Result {
         let stats = &self.verify;
         page.histogram("tenantgate_bcrypt_duration_seconds", "Duration of one bcrypt", &stats.bcrypt)?;
         let verdicts = ["right", "wrong", "failed"];
@@ -189,7 +189,7 @@ impl Metrics {
         )
     }
 
-    fn readiness(&self, page: &mut Page<'_>) -> fmt::Result {
+    fn readiness(&self, page: &mut MetricsPage<'_>) -> fmt::Result {
         let ready = u64::from(self.health.readiness().ready);
         page.gauge("tenantgate_ready", "1 if the server is ready, as /readyz", ready)?;
         let connected = u64::from(self.replica.connected());
@@ -205,7 +205,7 @@ impl Metrics {
         )
     }
 
-    fn state(&self, page: &mut Page<'_>) -> fmt::Result {
+    fn state(&self, page: &mut MetricsPage<'_>) -> fmt::Result {
         let snapshot = self.replica.snapshot();
         let skew = self.replica.clock_skew_micros();
         let age = self.replica.age(self.clock.as_ref()).map_or(f64::NAN, |age| age.as_secs_f64());
@@ -239,7 +239,7 @@ impl Metrics {
         )
     }
 
-    fn connections(&self, page: &mut Page<'_>) -> fmt::Result {
+    fn connections(&self, page: &mut MetricsPage<'_>) -> fmt::Result {
         let stats = &self.listen;
         let rows = [
             ([("result", "accepted")], stats.accepted.value()),
@@ -265,7 +265,7 @@ impl Metrics {
         )
     }
 
-    fn work(&self, page: &mut Page<'_>) -> fmt::Result {
+    fn work(&self, page: &mut MetricsPage<'_>) -> fmt::Result {
         let replica = self.replica.stats();
         page.counter("tenantgate_replica_loads", "Complete loads of the database", replica.loads.value())?;
         page.counter("tenantgate_replica_polls", "Polls of the change log", replica.polls.value())?;
@@ -295,7 +295,7 @@ impl Metrics {
     }
 
     /// Batches that were written to the database, a file or a collector.
-    fn flushes(&self, page: &mut Page<'_>) -> fmt::Result {
+    fn flushes(&self, page: &mut MetricsPage<'_>) -> fmt::Result {
         let replica = self.replica.stats();
         let (uses, memos) = (self.last_used.stats(), self.memos.stats());
         let (shadow, usage) = (self.shadow.stats(), self.usage.stats());
@@ -340,7 +340,7 @@ impl Metrics {
         )
     }
 
-    fn restarts(&self, page: &mut Page<'_>) -> fmt::Result {
+    fn restarts(&self, page: &mut MetricsPage<'_>) -> fmt::Result {
         let replica = self.replica.stats();
         let own = [("bcrypt", self.verify.panics.value()), ("replica", replica.panics.value())];
         let restarts: Vec<_> = own

@@ -14,14 +14,14 @@ use crate::stats::Histogram;
 
 /// The format of the page.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Format {
+pub enum PageFormat {
     /// `OpenMetrics` 1.0.
     OpenMetrics,
     /// The text format 0.0.4.
     Text,
 }
 
-impl Format {
+impl PageFormat {
     /// Chooses the format for this `Accept` header.
     #[must_use]
     pub fn wanted(accept: &str) -> Self {
@@ -71,9 +71,9 @@ fn older(open_metrics: &str) -> String {
 }
 
 /// Writes metrics one after the other. The encoder adds Prometheus' suffixes (`_total`, `_info`).
-pub(super) struct Page<'a>(pub(super) DescriptorEncoder<'a>);
+pub(super) struct MetricsPage<'a>(pub(super) DescriptorEncoder<'a>);
 
-impl Page<'_> {
+impl MetricsPage<'_> {
     pub(super) fn counter(&mut self, name: &str, help: &str, n: u64) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         metric.encode_counter::<NoLabelSet, _, u64>(&n, None)
@@ -137,12 +137,12 @@ mod tests {
         for (accept, format) in [
             (
                 "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
-                Format::OpenMetrics,
+                PageFormat::OpenMetrics,
             ),
-            ("*/*", Format::Text),
-            ("", Format::Text),
+            ("*/*", PageFormat::Text),
+            ("", PageFormat::Text),
         ] {
-            assert_eq!(Format::wanted(accept), format, "{accept}");
+            assert_eq!(PageFormat::wanted(accept), format, "{accept}");
         }
     }
 }

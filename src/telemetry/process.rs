@@ -10,11 +10,11 @@ use std::fs;
 
 use rustix::process::{Resource, getrlimit};
 
-use super::page::Page;
+use super::page::MetricsPage;
 use crate::clock::{Timestamp, cpu_time};
 
 /// Writes all metrics of the process.
-pub(super) fn write(page: &mut Page<'_>, started: Timestamp) -> fmt::Result {
+pub(super) fn write(page: &mut MetricsPage<'_>, started: Timestamp) -> fmt::Result {
     let (start, cpu) = (started.since(Timestamp::default()), cpu_time());
     page.gauge_f64("process_start_time_seconds", "When the process started, Unix time", start.as_secs_f64())?;
     page.counter_f64("process_cpu_seconds", "CPU time, user and system", cpu.as_secs_f64())?;

@@ -12,14 +12,14 @@ pub const DEFAULT_COST: u32 = 12;
 /// bcrypt returned an error.
 #[derive(Debug, thiserror::Error)]
 #[error("bcrypt failed")]
-pub struct Failed(#[from] bcrypt::BcryptError);
+pub struct BcryptFailed(#[from] bcrypt::BcryptError);
 
 /// Hashes a whole key.
 ///
 /// # Errors
 ///
 /// Fails if the operating system has no randomness for the salt, or `cost` is not 4 to 31.
-pub fn hash(key: &PlainKey, cost: u32) -> Result<String, Failed> {
+pub fn hash(key: &PlainKey, cost: u32) -> Result<String, BcryptFailed> {
     Ok(bcrypt::non_truncating_hash(key.expose(), cost)?)
 }
 
@@ -28,7 +28,7 @@ pub fn hash(key: &PlainKey, cost: u32) -> Result<String, Failed> {
 /// # Errors
 ///
 /// Fails if the hash is invalid. Callers must not treat this as a wrong key, because the row is damaged.
-pub fn verify(key: &PlainKey, hash: &SecretHash) -> Result<bool, Failed> {
+pub fn verify(key: &PlainKey, hash: &SecretHash) -> Result<bool, BcryptFailed> {
     Ok(bcrypt::non_truncating_verify(key.expose(), hash.text().as_str())?)
 }
 

@@ -26,14 +26,14 @@ const DOMAIN: &[u8] = b"tenantgate-derived-key/v1\0";
 #[derive(Clone, Debug)]
 pub struct Derivation {
     pepper: PepperId,
-    keyed: Keyed,
+    keyed: KeyedHmac,
 }
 
 /// An HMAC that has consumed the pepper, the domain and the attempt. Its `Debug` hides the state.
 #[derive(Clone)]
-struct Keyed(Hmac<Sha256>);
+struct KeyedHmac(Hmac<Sha256>);
 
-impl std::fmt::Debug for Keyed {
+impl std::fmt::Debug for KeyedHmac {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Keyed(…)")
     }
@@ -56,7 +56,7 @@ impl Derivation {
     fn by(pepper: &super::pepper::Pepper, attempt: Uuid) -> Self {
         let mut keyed = pepper.mac(DOMAIN);
         keyed.update(attempt.as_bytes());
-        Self { pepper: pepper.id(), keyed: Keyed(keyed) }
+        Self { pepper: pepper.id(), keyed: KeyedHmac(keyed) }
     }
 
     /// Returns the id of the pepper.
@@ -112,14 +112,14 @@ impl TryRng for Randomness {
 mod tests {
     use super::*;
     use crate::key::format::issue_with;
-    use crate::verify::memo::Policy;
+    use crate::verify::memo::MemoPolicy;
     use crate::verify::pepper::Pepper;
 
     #[test]
     fn the_same_attempt_and_pepper_give_the_same_key() {
         let (one, two) = (Pepper::random().unwrap(), Pepper::random().unwrap());
         let peppers =
-            |list: &[&Pepper]| Peppers::new(list.iter().copied().cloned().collect(), Policy::Optional);
+            |list: &[&Pepper]| Peppers::new(list.iter().copied().cloned().collect(), MemoPolicy::Optional);
         let attempt = Uuid::from_u128(7);
         let key = |derivation: Option<Derivation>| {
             issue_with(&mut Randomness::from(derivation), "acme").unwrap().expose().to_owned()
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn the_bytes_are_the_documented_ones() {
         let pepper = Pepper::parse_all(&"A".repeat(43)).unwrap().remove(0);
-        let peppers = Peppers::new(vec![pepper], Policy::Optional);
+        let peppers = Peppers::new(vec![pepper], MemoPolicy::Optional);
         let mut derived = Randomness::from(Derivation::first(&peppers, Uuid::from_u128(1)));
         let mut bytes = [0; 40];
         derived.try_fill_bytes(&mut bytes).unwrap();

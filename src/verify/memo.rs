@@ -52,7 +52,7 @@ pub const LEAST_BITS: f64 = 112.0;
 
 /// Whether keys need a memo.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Policy {
+pub enum MemoPolicy {
     /// bcrypt decides about rows without a memo.
     #[default]
     Optional,
@@ -65,13 +65,13 @@ pub enum Policy {
 pub struct Peppers {
     /// The first one writes memos, all are accepted.
     list: Arc<[Pepper]>,
-    policy: Policy,
+    policy: MemoPolicy,
 }
 
 impl Peppers {
     /// Creates the list of peppers. The first one writes memos.
     #[must_use]
-    pub fn new(list: Vec<Pepper>, policy: Policy) -> Self {
+    pub fn new(list: Vec<Pepper>, policy: MemoPolicy) -> Self {
         Self { list: list.into(), policy }
     }
 
@@ -83,7 +83,7 @@ impl Peppers {
 
     /// Returns whether keys need a memo.
     #[must_use]
-    pub fn policy(&self) -> Policy {
+    pub fn policy(&self) -> MemoPolicy {
         self.policy
     }
 

@@ -31,8 +31,8 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
-use self::memo::{Keyring, Policy, Seal, TokenCell};
-use self::pool::{Job, Pool};
+use self::memo::{Keyring, MemoPolicy, Seal, TokenCell};
+use self::pool::{BcryptPool, Job};
 use crate::decision::{Fault, Proof};
 use crate::key::PresentedKey;
 use crate::record::KeyRecord;
@@ -113,14 +113,14 @@ pub struct Stats {
 #[derive(Clone)]
 pub struct Verifier {
     keyring: Keyring,
-    pool: Arc<Pool>,
+    pool: Arc<BcryptPool>,
     /// Ends the threads when the last clone is dropped.
-    _open: Arc<Open>,
+    _open: Arc<PoolGuard>,
 }
 
-struct Open(Arc<Pool>);
+struct PoolGuard(Arc<BcryptPool>);
 
-impl Drop for Open {
+impl Drop for PoolGuard {
     fn drop(&mut self) {
         self.0.close();
     }
@@ -133,8 +133,8 @@ impl Verifier {
     ///
     /// Fails if the operating system cannot start a thread.
     pub fn start(options: VerifyOptions, keyring: Keyring) -> std::io::Result<Self> {
-        let pool = Pool::start(options)?;
-        Ok(Self { keyring, _open: Arc::new(Open(Arc::clone(&pool))), pool })
+        let pool = BcryptPool::start(options)?;
+        Ok(Self { keyring, _open: Arc::new(PoolGuard(Arc::clone(&pool))), pool })
     }
 
     /// Returns the counts and durations so far.
@@ -164,7 +164,7 @@ impl Verifier {
         let Some(hash) = &record.hash else { return Proof::Impossible(Fault::DamagedRow) };
         let proven = subject.proven();
         let Some(seal) = proven.seal() else {
-            let required = self.keyring.peppers().policy() == Policy::Required;
+            let required = self.keyring.peppers().policy() == MemoPolicy::Required;
             return if required { Proof::Wrong } else { Proof::Pending };
         };
         let token = self.keyring.token(presented);

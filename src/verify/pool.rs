@@ -39,13 +39,13 @@ pub(super) struct Job {
     pub(super) verdict: watch::Sender<Option<Proof>>,
 }
 
-pub(super) struct Pool {
-    state: Mutex<State>,
+pub(super) struct BcryptPool {
+    state: Mutex<PoolState>,
     work: Condvar,
     pub(super) stats: Arc<Stats>,
 }
 
-pub(super) struct State {
+pub(super) struct PoolState {
     queue: FairQueue<Job>,
     /// Proofs that run or wait, by the seal of row and key.
     pub(super) flights: HashMap<[u8; 32], watch::Receiver<Option<Proof>>>,
@@ -53,10 +53,10 @@ pub(super) struct State {
     closed: bool,
 }
 
-impl Pool {
+impl BcryptPool {
     /// Starts the threads.
     pub(super) fn start(options: VerifyOptions) -> io::Result<Arc<Self>> {
-        let state = State {
+        let state = PoolState {
             queue: FairQueue::new(options.queue, options.queue_per_key),
             flights: HashMap::new(),
             wrong: WrongAttempts::new(options.wrong_attempts),
@@ -78,7 +78,7 @@ impl Pool {
     }
 
     /// Adds a job to the queue, which may drop another one for it.
-    pub(super) fn add(&self, mut state: MutexGuard<'_, State>, job: Job) {
+    pub(super) fn add(&self, mut state: MutexGuard<'_, PoolState>, job: Job) {
         let id = job.subject.record().id;
         if let Some(shed) = state.queue.push(id, job, random()) {
             state.flights.remove(&shed.seal.as_map_key());
@@ -89,7 +89,7 @@ impl Pool {
         self.work.notify_one();
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -133,7 +133,7 @@ async fn a_full_queue_is_an_overload_and_never_a_rejection() {
 
 #[tokio::test]
 async fn a_row_without_a_required_memo_is_rejected_without_bcrypt() {
-    let keyring = Keyring::new(Peppers::new(Vec::new(), Policy::Required)).unwrap();
+    let keyring = Keyring::new(Peppers::new(Vec::new(), MemoPolicy::Required)).unwrap();
     let (verifier, row) = (Verifier::start(VerifyOptions::default(), keyring).unwrap(), row(4));
     assert_eq!(verifier.recall(&*row, parse(KEY).unwrap()), Proof::Wrong);
     assert_eq!(prove(&verifier, &row, KEY).await, Proof::Wrong);

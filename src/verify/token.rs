@@ -14,9 +14,9 @@ use crate::audit::hex;
 const BYTES: usize = 32;
 
 /// A new token. It has no `Debug`, so that no log can contain it.
-pub struct Token(Zeroizing<String>);
+pub struct RandomToken(Zeroizing<String>);
 
-impl Token {
+impl RandomToken {
     /// Issues a token.
     ///
     /// # Errors
@@ -57,7 +57,8 @@ mod tests {
     #[test]
     fn a_token_is_256_random_bits_and_fits_into_a_cookie_and_a_path() {
         let mut rng = SmallRng::seed_from_u64(7);
-        let (one, other) = (Token::issue_with(&mut rng).unwrap(), Token::issue_with(&mut rng).unwrap());
+        let (one, other) =
+            (RandomToken::issue_with(&mut rng).unwrap(), RandomToken::issue_with(&mut rng).unwrap());
         assert_ne!(one.expose(), other.expose());
         assert_eq!(URL_SAFE_NO_PAD.decode(one.expose()).unwrap().len(), BYTES);
         assert!(one.expose().bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)));

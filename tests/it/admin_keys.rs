@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tenantgate::admin::{
-    Admin, AdminError, AdminKeyUpdate, AdminKeyWish, Caller, Creator, Expiry, KeyUpdate, Origin, Setting,
+    Admin, AdminError, AdminKeyUpdate, AdminKeyWish, Caller, ChangeOrigin, Creator, Expiry, KeyUpdate,
+    Setting,
 };
 use tenantgate::audit::Actor;
 use tenantgate::clock::SystemClock;
@@ -201,7 +202,7 @@ fn caller_of(admin: &Admin, tenant: &str) -> Caller {
 fn a_caller_sees_only_the_tenants_of_its_key(world: &World) {
     let whole = admin(world);
     let caller = caller_of(&whole, &world.acme.id);
-    let origin = Origin { request_id: Some("r1".into()), address: "192.0.2.1".parse().ok() };
+    let origin = ChangeOrigin { request_id: Some("r1".into()), address: "192.0.2.1".parse().ok() };
     let ours = whole.on_behalf(&caller, &origin);
     let (of_sleepy, update) =
         (world.of_sleepy.id.as_str(), KeyUpdate { clear_labels: true, ..KeyUpdate::default() });
@@ -250,7 +251,7 @@ fn a_caller_sees_only_the_tenants_of_its_key(world: &World) {
 fn a_key_cannot_be_changed_to_have_more_than_its_changer(world: &World) {
     let whole = admin(world);
     let caller = caller_of(&whole, &world.acme.id);
-    let ours = whole.on_behalf(&caller, &Origin::default());
+    let ours = whole.on_behalf(&caller, &ChangeOrigin::default());
     let creator = &caller.creator;
     runtime().block_on(async {
         let child = AdminKeyWish { name: "child".into(), ..wish("child", &[Permission::KeysRead]) };

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use tenantgate::clock::{Clock, SystemClock, Timestamp};
-use tenantgate::server::{Address, Settings, serve};
+use tenantgate::server::{ListenAddress, ServerSettings, serve};
 use tenantgate::store::sqlite::SqliteStore;
 use tokio::sync::oneshot;
 
@@ -41,8 +41,8 @@ fn a_panic_while_answering_is_a_503_and_the_next_request_is_answered() {
     let world = World::on(Backend::Sqlite).unwrap();
     let clock = Arc::new(BrittleClock::default());
     let address = format!("127.0.0.1:{}", free_port());
-    let mut settings = Settings::on(Arc::new(SqliteStore::new(world.db.url()).unwrap()));
-    settings.listen.listen = vec![Address::Tcp(address.clone())];
+    let mut settings = ServerSettings::on(Arc::new(SqliteStore::new(world.db.url()).unwrap()));
+    settings.listen.listen = vec![ListenAddress::Tcp(address.clone())];
     "127.0.0.1:0".clone_into(&mut settings.ops_listen);
     settings.clock = Arc::<BrittleClock>::clone(&clock);
     let (stop, stopped) = oneshot::channel::<()>();

@@ -2,7 +2,7 @@
 //! a rejection by its decision id.
 
 use serde_json::{Value, json};
-use tenantgate::admin::{Admin, AdminError, Expiry, KeyUpdate, Origin, Setting};
+use tenantgate::admin::{Admin, AdminError, ChangeOrigin, Expiry, KeyUpdate, Setting};
 use tenantgate::clock::SystemClock;
 use tenantgate::config::{Database, management};
 use tenantgate::key::format::parse_management;
@@ -378,7 +378,7 @@ fn a_management_key_that_is_revoked_meanwhile_completes_no_change(world: &World)
     // The key is still valid when the request is accepted.
     let text = string(&child, "key");
     let caller = wait(admin.authenticate(parse_management(text.as_bytes()).unwrap())).unwrap().unwrap();
-    let ours = admin.on_behalf(&caller, &Origin::default());
+    let ours = admin.on_behalf(&caller, &ChangeOrigin::default());
     let named = |name: &str| KeyUpdate {
         name: Setting::Set(name.into()),
         expiry: Expiry::Unsaid,

@@ -15,14 +15,14 @@ use tenantgate::batch_writer::Schedule;
 use tenantgate::clock::{Clock, SystemClock, Timestamp};
 use tenantgate::key::KeyId;
 use tenantgate::replica::{prune, snapshot_file};
-use tenantgate::server::{Address, Settings, serve};
+use tenantgate::server::{ListenAddress, ServerSettings, serve};
 use tenantgate::store::sqlite::SqliteStore;
 use tenantgate::store::{
     Announcement, Changes, Management as _, NewMemo, Refusal, SchemaVersion, Session, Shadowed, SnapshotRow,
     Store, StoreError, SyncPoint, Touched, Used,
 };
 use tenantgate::telemetry::{self, LogFormat, panics};
-use tenantgate::verify::memo::{Peppers, Policy};
+use tenantgate::verify::memo::{MemoPolicy, Peppers};
 use tenantgate::verify::pepper::Pepper;
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -244,15 +244,15 @@ impl Stage {
     }
 }
 
-fn settings(world: &World, springs: &Arc<Springs>, dir: &Path) -> Settings {
+fn settings(world: &World, springs: &Arc<Springs>, dir: &Path) -> ServerSettings {
     let store = SqliteStore::new(world.db.url()).unwrap();
-    let mut settings = Settings::on(Arc::new(Trap { store, springs: Arc::clone(springs) }));
+    let mut settings = ServerSettings::on(Arc::new(Trap { store, springs: Arc::clone(springs) }));
     settings.clock = Arc::new(TrappedClock(Arc::clone(springs)));
     settings.last_used = Schedule::every(OFTEN);
     settings.memos = Schedule::every(OFTEN);
     settings.usage = Schedule::every(OFTEN);
     settings.prune = prune::PruneOptions { interval: OFTEN, ..prune::PruneOptions::default() };
-    settings.peppers = Peppers::new(vec![Pepper::random().unwrap()], Policy::Optional);
+    settings.peppers = Peppers::new(vec![Pepper::random().unwrap()], MemoPolicy::Optional);
     let (path, max_staleness) = (dir.join("snapshot"), Duration::from_mins(5));
     settings.snapshot_file =
         Some(snapshot_file::SnapshotFileOptions { path, interval: OFTEN, max_staleness });
@@ -271,7 +271,7 @@ fn in_a_separate_process() {
     let springs = Arc::new(Springs::default());
     let mut settings = settings(&world, &springs, world.db.dir());
     let (address, ops) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
-    settings.listen.listen = vec![Address::Tcp(address.clone())];
+    settings.listen.listen = vec![ListenAddress::Tcp(address.clone())];
     settings.ops_listen.clone_from(&ops);
     let (stop, stopped) = oneshot::channel::<()>();
     let server = runtime().spawn(serve(settings, async move {

@@ -82,11 +82,11 @@ impl Labels {
         self.0.is_empty()
     }
 
-    fn insert(&mut self, name: &str, value: &str) -> Result<(), Fault> {
+    fn insert(&mut self, name: &str, value: &str) -> Result<(), LabelFault> {
         check_name(name)?;
         check_value(value)?;
         if self.0.len() == MAX_LABELS && !self.0.contains_key(name) {
-            return Err(Fault::TooMany);
+            return Err(LabelFault::TooMany);
         }
         self.0.insert(name.to_owned(), value.to_owned());
         Ok(())
@@ -110,7 +110,7 @@ pub fn parse_label(text: &str) -> Result<(&str, &str), Invalid> {
 }
 
 /// Why a label is invalid, with the offset in its name or value.
-enum Fault {
+enum LabelFault {
     Name(usize),
     NameLength(usize),
     Value(usize),
@@ -118,7 +118,7 @@ enum Fault {
     TooMany,
 }
 
-impl Fault {
+impl LabelFault {
     /// Returns the offset in `name=value`, whose value starts at offset `value`.
     fn at(&self, value: usize) -> usize {
         match self {
@@ -139,21 +139,21 @@ impl Fault {
     }
 }
 
-fn check_name(name: &str) -> Result<(), Fault> {
+fn check_name(name: &str) -> Result<(), LabelFault> {
     let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._/-".contains(&b);
     match name.bytes().position(|byte| !good(byte)) {
-        Some(at) => Err(Fault::Name(at)),
+        Some(at) => Err(LabelFault::Name(at)),
         None if name.is_empty() || name.len() > MAX_NAME_BYTES => {
-            Err(Fault::NameLength(name.len().min(MAX_NAME_BYTES)))
+            Err(LabelFault::NameLength(name.len().min(MAX_NAME_BYTES)))
         }
         None => Ok(()),
     }
 }
 
-fn check_value(value: &str) -> Result<(), Fault> {
+fn check_value(value: &str) -> Result<(), LabelFault> {
     match (value.find(char::is_control), value.char_indices().nth(MAX_VALUE_CHARS)) {
-        (Some(at), _) => Err(Fault::Value(at)),
-        (None, Some((at, _))) => Err(Fault::ValueLength(at)),
+        (Some(at), _) => Err(LabelFault::Value(at)),
+        (None, Some((at, _))) => Err(LabelFault::ValueLength(at)),
         (None, None) => Ok(()),
     }
 }

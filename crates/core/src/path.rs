@@ -41,7 +41,7 @@ pub struct Path<'a>(Cow<'a, [u8]>);
 
 /// The kind of a byte in a path.
 #[derive(Clone, Copy, Eq, PartialEq)]
-enum Kind {
+enum ByteKind {
     Plain,
     Slash,
     Escape,
@@ -52,20 +52,20 @@ enum Kind {
     Refused,
 }
 
-const KINDS: [Kind; 256] = {
-    let mut kinds = [Kind::Refused; 256];
+const KINDS: [ByteKind; 256] = {
+    let mut kinds = [ByteKind::Refused; 256];
     let mut byte = 0x21_u8;
     while byte < 0x7F {
         kinds[byte as usize] = match byte {
-            b'/' => Kind::Slash,
-            b'%' => Kind::Escape,
-            b';' => Kind::Parameter,
-            b'?' => Kind::Query,
+            b'/' => ByteKind::Slash,
+            b'%' => ByteKind::Escape,
+            b';' => ByteKind::Parameter,
+            b'?' => ByteKind::Query,
             // Some programs treat the first as a slash, and the second as the end of the path.
-            b'\\' | b'#' => Kind::Refused,
+            b'\\' | b'#' => ByteKind::Refused,
             // The printable characters that RFC 3986 §3.3 does not allow in a segment.
-            b'"' | b'<' | b'>' | b'[' | b']' | b'^' | b'`' | b'{' | b'|' | b'}' => Kind::Unescaped,
-            _ => Kind::Plain,
+            b'"' | b'<' | b'>' | b'[' | b']' | b'^' | b'`' | b'{' | b'|' | b'}' => ByteKind::Unescaped,
+            _ => ByteKind::Plain,
         };
         byte += 1;
     }
@@ -85,20 +85,20 @@ impl<'a> Path<'a> {
         let mut start = 0;
         for (at, byte) in path.iter().enumerate() {
             match KINDS[usize::from(*byte)] {
-                Kind::Plain => {}
-                Kind::Slash => {
+                ByteKind::Plain => {}
+                ByteKind::Slash => {
                     judge(&path[start..at], at, false)?;
                     start = at + 1;
                 }
-                Kind::Query => {
+                ByteKind::Query => {
                     path = &path[..at];
                     break;
                 }
-                Kind::Escape | Kind::Parameter | Kind::Unescaped => {
+                ByteKind::Escape | ByteKind::Parameter | ByteKind::Unescaped => {
                     let end = path.iter().position(|byte| *byte == b'?').unwrap_or(path.len());
                     return Decoder::new(&path[..end], options).decode().map(Self);
                 }
-                Kind::Refused => {
+                ByteKind::Refused => {
                     return Err(Ambiguous { at: at + 1, what: "a character that paths may not have" });
                 }
             }
@@ -162,7 +162,7 @@ impl<'a> Decoder<'a> {
     fn decode(mut self) -> Result<Cow<'a, [u8]>, Ambiguous> {
         let mut at = 0;
         while let Some(&byte) = self.path.get(at) {
-            let escape = KINDS[usize::from(byte)] == Kind::Escape;
+            let escape = KINDS[usize::from(byte)] == ByteKind::Escape;
             let escaped = if escape { Some(self.escaped(at)?) } else { None };
             if escaped.is_none_or(|byte| byte.is_ascii()) {
                 self.end_beyond(at)?;
@@ -192,17 +192,17 @@ impl<'a> Decoder<'a> {
 
     fn put(&mut self, byte: u8, at: usize) -> Result<(), Ambiguous> {
         match KINDS[usize::from(byte)] {
-            Kind::Slash => {
+            ByteKind::Slash => {
                 judge(&self.text[self.start..], at, false)?;
                 self.text.push(byte);
                 self.start = self.text.len();
             }
-            Kind::Plain | Kind::Escape => self.text.push(byte),
-            Kind::Unescaped => self.put_escape(byte),
-            Kind::Parameter if self.options.keep_parameters => self.text.push(byte),
-            Kind::Parameter => return Err(Ambiguous { at: at + 1, what: "a path parameter" }),
+            ByteKind::Plain | ByteKind::Escape => self.text.push(byte),
+            ByteKind::Unescaped => self.put_escape(byte),
+            ByteKind::Parameter if self.options.keep_parameters => self.text.push(byte),
+            ByteKind::Parameter => return Err(Ambiguous { at: at + 1, what: "a path parameter" }),
             // The path ends before the query.
-            Kind::Query | Kind::Refused => {
+            ByteKind::Query | ByteKind::Refused => {
                 return Err(Ambiguous { at: at + 1, what: "a character that paths may not have" });
             }
         }

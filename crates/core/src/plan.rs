@@ -120,7 +120,7 @@ impl fmt::Display for Limit {
 
 /// The unit that a limit counts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Counted {
+pub enum LimitKind {
     /// Requests.
     Requests,
     /// Input and output tokens of a model together.
@@ -131,7 +131,7 @@ pub enum Counted {
     Output,
 }
 
-impl Counted {
+impl LimitKind {
     /// Every kind, in the order of the columns.
     pub const ALL: [Self; 4] = [Self::Requests, Self::Total, Self::Input, Self::Output];
 
@@ -163,9 +163,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Returns its limits in the order of [`Counted::ALL`]; `None` means unlimited.
-    pub fn limits(&self) -> impl Iterator<Item = (Counted, Option<Limit>)> {
-        Counted::ALL.into_iter().zip([self.request, self.total, self.input, self.output])
+    /// Returns its limits in the order of [`LimitKind::ALL`]; `None` means unlimited.
+    pub fn limits(&self) -> impl Iterator<Item = (LimitKind, Option<Limit>)> {
+        LimitKind::ALL.into_iter().zip([self.request, self.total, self.input, self.output])
     }
 }
 

@@ -8,7 +8,7 @@ use crate::decision::{Entrance, MissingScopes, RuleFact};
 use crate::path::{Ambiguous, Path, PathOptions};
 use crate::request::{AccessRequest, Waived};
 use crate::route::host::{request_host, unambiguous_host};
-use crate::route::{Context, Entry, RouteMode, RouteTable};
+use crate::route::{Context, RouteEntry, RouteMode, RouteTable};
 use crate::scope::{Granted, Scopes};
 
 /// How requests are matched with rules.
@@ -28,7 +28,7 @@ pub struct Routing<'a> {
     /// Whether a rule matches it.
     pub rule: RuleFact,
     /// The row of the most specific matching rule.
-    pub entry: Option<&'a Entry>,
+    pub entry: Option<&'a RouteEntry>,
     context: Context<'a>,
 }
 
@@ -38,7 +38,7 @@ fn in_force(routes: &RouteTable, options: PolicyOptions, request: &AccessRequest
 }
 
 /// The host and the path of a request, normalized.
-pub type Target<'a> = (Cow<'a, [u8]>, Path<'a>);
+pub type NormalizedTarget<'a> = (Cow<'a, [u8]>, Path<'a>);
 
 /// Normalizes the host and the path of a request, with which rules are compared; `None` if they are not judged. The
 /// host is judged only while a rule has a host.
@@ -50,7 +50,7 @@ pub fn target<'a>(
     routes: &RouteTable,
     options: PolicyOptions,
     request: &AccessRequest<'a>,
-) -> Result<Option<Target<'a>>, Ambiguous> {
+) -> Result<Option<NormalizedTarget<'a>>, Ambiguous> {
     // A Check from Envoy's network filter is about a connection, and has no path.
     let judged =
         in_force(routes, options, request) && !(request.method.is_empty() && request.path.is_empty());
@@ -143,7 +143,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::request::{PublicPaths, Reader, RequestOptions};
+    use crate::request::{PublicPaths, RequestOptions, RequestReader};
     use crate::route::{RouteId, RouteRow};
 
     /// Makes a rule from `METHOD host/path mode needs`; `!` before the mode means shadow.
@@ -192,7 +192,7 @@ mod tests {
         ) -> AccessRequest<'a> {
             let (method, target) = target.split_once(' ').unwrap();
             let (host, path) = target.split_at(target.find('/').unwrap_or(target.len()));
-            let mut reader = Reader::new(&self.reading);
+            let mut reader = RequestReader::new(&self.reading);
             for (name, value) in context {
                 reader.context(name.as_bytes(), value.as_bytes());
             }

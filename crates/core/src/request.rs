@@ -93,10 +93,10 @@ pub struct AccessRequest<'a> {
 
 /// Parses a request header by header.
 #[derive(Debug)]
-pub struct Reader<'o, 'a> {
+pub struct RequestReader<'o, 'a> {
     options: &'o RequestOptions,
-    key: Slot<'a>,
-    bearer: Slot<'a>,
+    key: HeaderSlot<'a>,
+    bearer: HeaderSlot<'a>,
     ours: bool,
     context: Context<'a>,
     /// Which of [`PREFLIGHT_HEADERS`] the request has.
@@ -105,13 +105,13 @@ pub struct Reader<'o, 'a> {
 
 /// The values of one header.
 #[derive(Clone, Copy, Debug)]
-enum Slot<'a> {
+enum HeaderSlot<'a> {
     Empty,
     One(&'a [u8]),
     Many,
 }
 
-impl<'a> Slot<'a> {
+impl<'a> HeaderSlot<'a> {
     fn put(&mut self, value: &'a [u8]) {
         *self = match self {
             Self::Empty => Self::One(value),
@@ -120,12 +120,12 @@ impl<'a> Slot<'a> {
     }
 }
 
-impl<'o, 'a> Reader<'o, 'a> {
+impl<'o, 'a> RequestReader<'o, 'a> {
     /// Starts to parse a request.
     #[must_use]
     pub fn new(options: &'o RequestOptions) -> Self {
         let (context, preflight) = (Context::default(), [false; 2]);
-        Self { options, key: Slot::Empty, bearer: Slot::Empty, ours: false, context, preflight }
+        Self { options, key: HeaderSlot::Empty, bearer: HeaderSlot::Empty, ours: false, context, preflight }
     }
 
     /// Adds a header. Must be called once for each header of the request, in any order.
@@ -174,16 +174,16 @@ impl<'o, 'a> Reader<'o, 'a> {
 
     fn credential(&self) -> Credential<'a> {
         let bearer = match (self.ours, self.bearer) {
-            (false, _) | (true, Slot::Empty) => None,
-            (true, Slot::One(value)) => Some(bearer_token(value)),
-            (true, Slot::Many) => return Credential::Malformed,
+            (false, _) | (true, HeaderSlot::Empty) => None,
+            (true, HeaderSlot::One(value)) => Some(bearer_token(value)),
+            (true, HeaderSlot::Many) => return Credential::Malformed,
         };
         match (self.key, bearer) {
-            (Slot::Empty | Slot::One([]), None) => Credential::Missing,
-            (Slot::One(value), None) | (Slot::Empty | Slot::One([]), Some(Some(value))) => {
+            (HeaderSlot::Empty | HeaderSlot::One([]), None) => Credential::Missing,
+            (HeaderSlot::One(value), None) | (HeaderSlot::Empty | HeaderSlot::One([]), Some(Some(value))) => {
                 parse(value).map_or(Credential::Malformed, Credential::Presented)
             }
-            (Slot::Many, _) | (_, Some(_)) => Credential::Malformed,
+            (HeaderSlot::Many, _) | (_, Some(_)) => Credential::Malformed,
         }
     }
 }
@@ -222,7 +222,7 @@ mod tests {
     const KEY: &str = "llmk_demo_secret123";
 
     fn read<'a>(options: &RequestOptions, headers: &[(&str, &'a [u8])]) -> AccessRequest<'a> {
-        let mut reader = Reader::new(options);
+        let mut reader = RequestReader::new(options);
         for (name, value) in headers {
             reader.header(name.as_bytes(), value);
         }

@@ -8,7 +8,9 @@ use tenantgate_core::decision::{
 };
 use tenantgate_core::key::KeyId;
 use tenantgate_core::record::KeyRecord;
-use tenantgate_core::request::{AUTHORIZATION, Credential, PublicPaths, Reader, RequestOptions, Waived};
+use tenantgate_core::request::{
+    AUTHORIZATION, Credential, PublicPaths, RequestOptions, RequestReader, Waived,
+};
 use tenantgate_core::tenant::{Tenant, TenantId, TenantStatus};
 use tenantgate_snapshot::{self as snapshot, Answer, Memory, Proven, Settings};
 use uuid::Uuid;
@@ -52,7 +54,7 @@ impl<M: Memory> Published<M> {
         let ([method], [path]) = (&methods[..], &paths[..]) else { return Judgement::Ask };
         let keys = exchange.values(&self.options.key_header);
         let bearers = if self.options.accept_bearer { exchange.values(AUTHORIZATION) } else { Vec::new() };
-        let mut reader = Reader::new(&self.options);
+        let mut reader = RequestReader::new(&self.options);
         for (name, values) in [(self.options.key_header.as_str(), &keys), (AUTHORIZATION, &bearers)] {
             for value in values {
                 reader.header(name.as_bytes(), value);

@@ -75,7 +75,7 @@ fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error
 }
 
 /// The secret of a row.
-pub(super) enum Proof {
+pub(super) enum ImportedSecret {
     Plain(Arc<PlainKey>),
     Hash(SecretHash),
 }
@@ -85,7 +85,7 @@ pub(super) struct Candidate {
     pub(super) line: u64,
     pub(super) row: KeyRow,
     pub(super) prefix: String,
-    pub(super) proof: Proof,
+    pub(super) proof: ImportedSecret,
     pub(super) id: Option<Uuid>,
     pub(super) created_at: Option<Timestamp>,
     pub(super) expires_at: Option<Timestamp>,
@@ -125,8 +125,8 @@ impl Candidate {
     /// Returns the values that must be unique.
     pub(super) fn names(&self) -> Vec<String> {
         let hash = match &self.proof {
-            Proof::Hash(hash) => Some(hash.text().as_str().to_owned()),
-            Proof::Plain(_) => None,
+            ImportedSecret::Hash(hash) => Some(hash.text().as_str().to_owned()),
+            ImportedSecret::Plain(_) => None,
         };
         let id = self.id.map(|id| id.to_string());
         [Some(self.prefix.clone()), id, hash].into_iter().flatten().collect()
@@ -171,7 +171,7 @@ fn terms(row: &KeyRow) -> Result<KeyTerms, InvalidValue> {
 }
 
 /// Returns the prefix, and the whole key or the hash.
-fn proof(row: &mut KeyRow) -> Result<(String, Proof), InvalidValue> {
+fn proof(row: &mut KeyRow) -> Result<(String, ImportedSecret), InvalidValue> {
     match (row.key.take().map(Zeroizing::new), &row.hashed_key, &row.key_prefix) {
         (Some(_), Some(_), _) => Err("has both key and hashed_key: give only one".into()),
         (Some(key), None, said) => {
@@ -179,7 +179,7 @@ fn proof(row: &mut KeyRow) -> Result<(String, Proof), InvalidValue> {
             if said.as_deref().is_some_and(|said| said != key.prefix()) {
                 return Err("key_prefix is not that of key".into());
             }
-            Ok((key.prefix().to_owned(), Proof::Plain(Arc::new(key))))
+            Ok((key.prefix().to_owned(), ImportedSecret::Plain(Arc::new(key))))
         }
         (None, Some(hash), Some(prefix)) => {
             if !is_stored_prefix(prefix) {
@@ -188,7 +188,7 @@ fn proof(row: &mut KeyRow) -> Result<(String, Proof), InvalidValue> {
             let hash = SecretHash::parse(hash).ok_or(
                 "invalid hashed_key: expected a bcrypt hash ($2a$, $2b$ or $2y$) of a cost from 4 to 14",
             )?;
-            Ok((prefix.clone(), Proof::Hash(hash)))
+            Ok((prefix.clone(), ImportedSecret::Hash(hash)))
         }
         (None, Some(_), None) => Err("has hashed_key, but no key_prefix".into()),
         (None, None, _) => Err("has neither key nor hashed_key".into()),

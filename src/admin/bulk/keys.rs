@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::super::{Admin, AdminError};
-use super::key_row::{Candidate, KeyRow, Proof};
+use super::key_row::{Candidate, ImportedSecret, KeyRow};
 use super::{Import, Numbered, Outcome, split_at_duplicates};
 use crate::audit::Action;
 use crate::key::KeyId;
@@ -166,7 +166,7 @@ impl Admin {
         let cores = Arc::new(Semaphore::new(available_parallelism().map_or(1, Into::into)));
         let mut hashing = JoinSet::new();
         for candidate in rows.iter().filter(|candidate| !made.contains_key(&candidate.line)) {
-            let Proof::Plain(key) = &candidate.proof else { continue };
+            let ImportedSecret::Plain(key) = &candidate.proof else { continue };
             let (line, key) = (candidate.line, Arc::clone(key));
             let core = Arc::clone(&cores).acquire_owned().await;
             hashing.spawn_blocking(move || {
@@ -186,8 +186,8 @@ impl Admin {
     fn imported(&self, candidate: &Candidate, made: &HashMap<u64, String>) -> ImportedKey {
         let id = KeyId(candidate.id.unwrap_or_else(random::new_id));
         let (hash, memo) = match &candidate.proof {
-            Proof::Hash(hash) => (hash.text().as_str().to_owned(), None),
-            Proof::Plain(key) => {
+            ImportedSecret::Hash(hash) => (hash.text().as_str().to_owned(), None),
+            ImportedSecret::Plain(key) => {
                 let hash = made.get(&candidate.line).cloned().unwrap_or_default();
                 let memo = self.memo(id, candidate.tenant_id, &hash, key);
                 (hash, memo)
@@ -218,17 +218,16 @@ impl Admin {
 /// Returns why a row cannot be imported because another key has its id or hash.
 fn taken(candidate: &Candidate, there: &[StoredKey]) -> Option<String> {
     let same_id = |key: &&StoredKey| Some(key.details.id.0) == candidate.id;
-    let same_hash =
-        |key: &&StoredKey| matches!(&candidate.proof, Proof::Hash(hash) if hash.text().as_str() == key.hash);
+    let same_hash = |key: &&StoredKey| matches!(&candidate.proof, ImportedSecret::Hash(hash) if hash.text().as_str() == key.hash);
     let other = |what: &str, key: &StoredKey| format!("its {what} belongs to {}", key.details.prefix);
     let id = there.iter().find(same_id).map(|key| other("id", key));
     id.or_else(|| there.iter().find(same_hash).map(|key| other("hashed_key", key)))
 }
 
-async fn same_key(proof: &Proof, stored: &str) -> Result<bool, AdminError> {
+async fn same_key(proof: &ImportedSecret, stored: &str) -> Result<bool, AdminError> {
     let key = match proof {
-        Proof::Hash(hash) => return Ok(hash.text().as_str() == stored),
-        Proof::Plain(key) => Arc::clone(key),
+        ImportedSecret::Hash(hash) => return Ok(hash.text().as_str() == stored),
+        ImportedSecret::Plain(key) => Arc::clone(key),
     };
     let Some(hash) = SecretHash::parse(stored) else { return Ok(false) };
     let verified = tokio::task::spawn_blocking(move || bcrypt::verify(&key, &hash)).await;

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use super::super::rows::{guard, record, unwritten};
 use super::super::{Failure, Out};
-use super::source::Format;
+use super::source::FileFormat;
 use super::{FileRow, is_stdout};
 use crate::admin::Admin;
 use crate::admin::bulk::TenantRow;
@@ -30,7 +30,7 @@ pub(in crate::cli) struct ExportArgs {
     file: PathBuf,
     /// The format of the file, if its name does not tell it [default: csv]
     #[arg(long, value_enum)]
-    format: Option<Format>,
+    format: Option<FileFormat>,
 }
 
 #[derive(clap::Args)]
@@ -211,7 +211,7 @@ impl ExportedTenant<'_> {
 /// The destination of an export.
 struct Sink {
     to: BufWriter<Box<dyn Write>>,
-    format: Format,
+    format: FileFormat,
     /// The file and the temporary file beside it, which is renamed when it is complete. `None` for standard output.
     file: Option<(PathBuf, PathBuf)>,
     written: u64,
@@ -219,7 +219,7 @@ struct Sink {
 
 impl Sink {
     fn open(args: &ExportArgs, columns: &[&str]) -> Result<Self, Failure> {
-        let format = args.format.or_else(|| Format::of(&args.file)).unwrap_or(Format::Csv);
+        let format = args.format.or_else(|| FileFormat::of(&args.file)).unwrap_or(FileFormat::Csv);
         let (to, file): (Box<dyn Write>, _) = if is_stdout(&args.file) {
             (Box::new(io::stdout()), None)
         } else {
@@ -228,7 +228,7 @@ impl Sink {
             (Box::new(create(&beside).map_err(failed)?), Some((args.file.clone(), beside)))
         };
         let mut sink = Self { to: BufWriter::new(to), format, file, written: 0 };
-        if format == Format::Csv {
+        if format == FileFormat::Csv {
             sink.write(|to| to.write_all(&record(columns)?))?;
         }
         Ok(sink)
@@ -242,11 +242,11 @@ impl Sink {
         self.written += 1;
         let format = self.format;
         self.write(|to| match format {
-            Format::Csv => {
+            FileFormat::Csv => {
                 let cells: Vec<_> = cells(row).into_iter().map(guard).collect();
                 to.write_all(&record(&cells)?)
             }
-            Format::Jsonl => {
+            FileFormat::Jsonl => {
                 serde_json::to_writer(&mut *to, row)?;
                 to.write_all(b"\n")
             }

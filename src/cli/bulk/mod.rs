@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 pub(super) use self::export::{ExportArgs, KeyExportArgs, export_keys, export_tenants};
-use self::progress::Progress;
-pub(super) use self::source::Format;
+use self::progress::ImportProgress;
+pub(super) use self::source::FileFormat;
 use self::source::{FileRows, ReadRow, is_stream, measure};
 use super::values::Output;
 use super::{Failure, Out, print};
@@ -30,7 +30,7 @@ pub(super) struct ImportArgs {
     file: PathBuf,
     /// The format of the file, if its name does not tell it
     #[arg(long, value_enum)]
-    format: Option<Format>,
+    format: Option<FileFormat>,
     /// Check every row, but change nothing
     #[arg(long)]
     dry_run: bool,
@@ -40,8 +40,8 @@ pub(super) struct ImportArgs {
 }
 
 impl ImportArgs {
-    fn format(&self) -> Result<Format, Failure> {
-        let known = self.format.or_else(|| Format::of(&self.file));
+    fn format(&self) -> Result<FileFormat, Failure> {
+        let known = self.format.or_else(|| FileFormat::of(&self.file));
         known.ok_or_else(|| {
             Failure::usage("the name of the file does not end in .csv or .jsonl: add --format")
         })
@@ -152,9 +152,9 @@ async fn import<R: FileRow>(admin: &Admin, args: &ImportArgs, out: &Out) -> Resu
         if is_stream(&args.file) { "-".into() } else { scrub(&args.file.display().to_string()).into() };
     let source = Source { file, sha256: known.as_ref().map(|(_, sha256)| sha256.clone()) };
     let bytes = known.map(|(bytes, _)| bytes);
-    let mut report = Report::new(out.0, args.dry_run);
+    let mut report = ImportReport::new(out.0, args.dry_run);
     if args.all_or_nothing && !args.dry_run {
-        let mut rehearsal = Report::new(out.0, true);
+        let mut rehearsal = ImportReport::new(out.0, true);
         pass::<R>(admin, args.rows::<R>()?, Import::new(source.clone(), true), bytes, &mut rehearsal).await?;
         if rehearsal.refused > 0 {
             rehearsal.imported = 0;
@@ -179,9 +179,9 @@ async fn pass<R: FileRow>(
     mut rows: FileRows,
     mut import: Import,
     bytes: Option<u64>,
-    report: &mut Report,
+    report: &mut ImportReport,
 ) -> Result<(), Failure> {
-    let mut progress = Progress::new(bytes);
+    let mut progress = ImportProgress::new(bytes);
     let mut batch = Batch::default();
     let done = loop {
         let row = match rows.next::<R>() {
@@ -245,7 +245,7 @@ impl<R: FileRow> Batch<R> {
 }
 
 /// Prints rejected rows, counts the others, and prints the summary.
-struct Report {
+struct ImportReport {
     output: Output,
     dry_run: bool,
     read: u64,
@@ -254,18 +254,18 @@ struct Report {
     refused: u64,
 }
 
-impl Report {
+impl ImportReport {
     fn new(output: Output, dry_run: bool) -> Self {
         Self { output, dry_run, read: 0, imported: 0, already_there: 0, refused: 0 }
     }
 
-    fn add(&mut self, outcome: &Outcome, progress: &Progress) -> Result<(), Failure> {
+    fn add(&mut self, outcome: &Outcome, progress: &ImportProgress) -> Result<(), Failure> {
         self.imported += outcome.imported;
         self.already_there += outcome.already_there;
         outcome.refused.iter().try_for_each(|(line, why)| self.refuse(*line, why, progress))
     }
 
-    fn refuse(&mut self, line: u64, why: &str, progress: &Progress) -> Result<(), Failure> {
+    fn refuse(&mut self, line: u64, why: &str, progress: &ImportProgress) -> Result<(), Failure> {
         self.refused += 1;
         let why = scrub(why);
         if self.output == Output::Json {

@@ -15,14 +15,14 @@ use super::super::print_stderr;
 const EVERY: Duration = Duration::from_secs(10);
 
 /// The progress of reading a file, whose size in bytes may be unknown.
-pub(super) struct Progress {
+pub(super) struct ImportProgress {
     bar: Option<ProgressBar>,
     bytes: Option<u64>,
     start: Instant,
     said: Instant,
 }
 
-impl Progress {
+impl ImportProgress {
     pub(super) fn new(bytes: Option<u64>) -> Self {
         let now = Instant::now();
         let bar = io::stderr().is_terminal().then(|| bar(bytes));

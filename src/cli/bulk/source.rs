@@ -24,14 +24,14 @@ use crate::telemetry::scrub::scrub;
 
 /// The format of a file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub(in crate::cli) enum Format {
+pub(in crate::cli) enum FileFormat {
     /// Comma-separated values with a header (RFC 4180)
     Csv,
     /// One JSON object a line
     Jsonl,
 }
 
-impl Format {
+impl FileFormat {
     /// Returns the format that the extension of a file name implies.
     pub(super) fn of(path: &Path) -> Option<Self> {
         match path.extension()?.to_str()? {
@@ -86,7 +86,7 @@ impl FileRows {
     /// Opens a file, or standard input for `-`.
     pub(super) fn open(
         path: &Path,
-        format: Format,
+        format: FileFormat,
         columns: &[&str],
         needed: &[&[&str]],
     ) -> Result<Self, Failure> {
@@ -107,8 +107,8 @@ impl FileRows {
             reader.consume(3);
         }
         let records = match format {
-            Format::Csv => csv(path, reader, columns, needed)?,
-            Format::Jsonl => Records::Jsonl { reader, line: 0, bytes: 0 },
+            FileFormat::Csv => csv(path, reader, columns, needed)?,
+            FileFormat::Jsonl => Records::Jsonl { reader, line: 0, bytes: 0 },
         };
         Ok(Self { name: path.to_owned(), records, since, digest })
     }

@@ -12,7 +12,7 @@ use crate::route::{RouteRow, RouteTable};
 use crate::store::inspect::Inspect;
 use crate::store::{SnapshotRow, StoreError};
 use crate::tenant::TenantId;
-use crate::verify::memo::{Peppers, Policy};
+use crate::verify::memo::{MemoPolicy, Peppers};
 
 /// The remedy for every row of a subscriber. If the row is right at the publisher, it may only not have arrived yet.
 const AT_THE_PUBLISHER: &str = "change nothing here, a subscription writes these rows: run doctor on the publisher, and wait for what it has sent";
@@ -25,7 +25,7 @@ pub(super) struct RowCounts {
     tenants_of_keys: HashSet<TenantId>,
     damaged: usize,
     /// The first damaged row.
-    first: Option<Damaged>,
+    first: Option<DamagedRow>,
     plans: HashSet<String>,
     /// The plans that keys and tenants have.
     named_plans: BTreeSet<String>,
@@ -40,13 +40,13 @@ pub(super) struct RowCounts {
 }
 
 /// A damaged row.
-struct Damaged {
+struct DamagedRow {
     /// Which row it is, why it is damaged, and what follows.
     what: String,
     remedy: &'static str,
 }
 
-impl Damaged {
+impl DamagedRow {
     fn of(row: &SnapshotRow, why: &str) -> Self {
         let (what, remedy) = match row {
             SnapshotRow::Key(key, ..) => (
@@ -91,14 +91,15 @@ impl RowCounts {
             let row = self.routes.iter().find(|row| row.id == entry.id);
             if let Some(row) = row {
                 self.damaged += 1;
-                self.first
-                    .get_or_insert_with(|| Damaged::of(&SnapshotRow::Route(row.clone()), &why.to_string()));
+                self.first.get_or_insert_with(|| {
+                    DamagedRow::of(&SnapshotRow::Route(row.clone()), &why.to_string())
+                });
             }
         }
         let is_missing = |plan: &&String| !self.plans.contains(*plan) && PlanName::parse(plan).is_ok();
         for plan in self.named_plans.iter().filter(is_missing) {
             self.damaged += 1;
-            self.first.get_or_insert_with(|| Damaged {
+            self.first.get_or_insert_with(|| DamagedRow {
                 what: format!("keys or tenants have the plan {plan:?}, which does not exist; their keys get 503"),
                 remedy: "create the plan with `tenantgate plan create`, or give the keys and tenants another one",
             });
@@ -108,7 +109,7 @@ impl RowCounts {
     fn count(&mut self, row: &SnapshotRow) {
         if let Some(why) = row.damage() {
             self.damaged += 1;
-            self.first.get_or_insert_with(|| Damaged::of(row, &why));
+            self.first.get_or_insert_with(|| DamagedRow::of(row, &why));
         }
         if let Some(plan) = row.plan().filter(|plan| !self.named_plans.contains(*plan)) {
             self.named_plans.insert(plan.to_owned());
@@ -174,7 +175,7 @@ impl RowCounts {
         let (known_memos, foreign) = (of(true), of(false));
         let rest = self.without_memo + foreign;
         let counts = format!("{known_memos} of {} keys have a memo of a pepper in the file", self.keys);
-        if peppers.policy() == Policy::Required && rest > 0 {
+        if peppers.policy() == MemoPolicy::Required && rest > 0 {
             let what = format!("{counts}: --memo required rejects the other {rest}");
             Finding::warn(CHECK, what, "run with --memo optional until every key in use has one")
         } else if foreign > 0 {

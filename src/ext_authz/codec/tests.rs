@@ -13,7 +13,7 @@ use crate::ext_authz::proto::envoy::service::auth::v3::{AttributeContext, CheckR
 #[derive(Default)]
 struct Seen(Vec<(Vec<u8>, Vec<u8>)>, Vec<(Vec<u8>, Vec<u8>)>);
 
-impl<'a> Visitor<'a> for Seen {
+impl<'a> MessageVisitor<'a> for Seen {
     fn header(&mut self, name: &'a [u8], value: &'a [u8]) {
         self.0.push((name.to_vec(), value.to_vec()));
     }

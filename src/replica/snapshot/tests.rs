@@ -10,13 +10,16 @@ use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::key::format::parse;
 use crate::record::SecretHash;
-use crate::verify::memo::Policy;
+use crate::verify::memo::MemoPolicy;
 use crate::verify::pepper::Pepper;
 
 const HASH: &str = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232";
 
 fn peppers() -> Peppers {
-    Peppers::new(Pepper::parse_all("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").unwrap(), Policy::Optional)
+    Peppers::new(
+        Pepper::parse_all("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").unwrap(),
+        MemoPolicy::Optional,
+    )
 }
 
 fn key(n: u128, sound: bool, remembered: bool) -> SnapshotRow {
@@ -63,7 +66,7 @@ fn tenant(n: u128, sound: bool) -> SnapshotRow {
 
 /// All rows and counts of a snapshot as sorted texts.
 fn shown(snapshot: &Snapshot) -> (Vec<String>, Vec<String>, Vec<String>, [usize; 4]) {
-    let key = |entry: &Arc<Entry>| {
+    let key = |entry: &Arc<KeyEntry>| {
         let profile = snapshot.profile(entry.profile());
         let granted = profile.granted().map(|granted| {
             snapshot.routes().entries().iter().map(|rule| rule.is_met_by(granted)).collect::<Vec<_>>()

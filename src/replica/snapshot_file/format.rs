@@ -17,7 +17,7 @@ use prost::Message;
 use sha2::Sha256;
 use uuid::Uuid;
 
-use super::Refused;
+use super::UnusableFile;
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::plan::PlanRow;
@@ -35,7 +35,7 @@ const MAC_BYTES: usize = 32;
 
 /// The properties of the whole file.
 #[derive(Clone, Message)]
-pub(super) struct Head {
+pub(super) struct FileHead {
     /// The start of the last poll by the wall clock, in microseconds since 1970.
     #[prost(sint64, tag = "1")]
     pub(super) synced_at: i64,
@@ -68,7 +68,7 @@ pub(super) struct Head {
     pub(super) tables: String,
 }
 
-impl Head {
+impl FileHead {
     pub(super) fn sync_point(self) -> SyncPoint {
         let now = self.database_now.map(Timestamp);
         SyncPoint {
@@ -133,7 +133,7 @@ impl Key {
         }
     }
 
-    fn row(self) -> Result<SnapshotRow, Refused> {
+    fn row(self) -> Result<SnapshotRow, UnusableFile> {
         let record = KeyRecord {
             id: KeyId(uuid(&self.id)?),
             tenant_id: TenantId(uuid(&self.tenant_id)?),
@@ -146,7 +146,7 @@ impl Key {
         };
         let text = |text: Option<String>| text.map(Into::into);
         let (scopes, networks, plan) = (text(self.scopes), text(self.networks), text(self.plan));
-        let column = |name: String| Unreadable::named(&name).ok_or(Refused::Malformed);
+        let column = |name: String| Unreadable::named(&name).ok_or(UnusableFile::Malformed);
         let unreadable = self.unreadable.map(column).transpose()?;
         Ok(SnapshotRow::Key(
             record,
@@ -157,7 +157,7 @@ impl Key {
 }
 
 #[derive(Clone, Message)]
-struct TenantRow {
+struct TenantRecord {
     #[prost(bytes = "vec", tag = "1")]
     id: Vec<u8>,
     #[prost(string, tag = "2")]
@@ -174,7 +174,7 @@ struct TenantRow {
     plan: Option<String>,
 }
 
-impl TenantRow {
+impl TenantRecord {
     fn of(tenant: &Tenant) -> Self {
         Self {
             id: tenant.id.0.as_bytes().to_vec(),
@@ -187,7 +187,7 @@ impl TenantRow {
         }
     }
 
-    fn row(self) -> Result<SnapshotRow, Refused> {
+    fn row(self) -> Result<SnapshotRow, UnusableFile> {
         Ok(SnapshotRow::Tenant(Tenant {
             id: TenantId(uuid(&self.id)?),
             name: self.name,
@@ -252,36 +252,41 @@ impl RuleMessage {
         Self { id: id.0.as_bytes().to_vec(), name, host, method, path, mode, scopes, shadow }
     }
 
-    fn row(self) -> Result<SnapshotRow, Refused> {
+    fn row(self) -> Result<SnapshotRow, UnusableFile> {
         let Self { id, name, host, method, path, mode, scopes, shadow } = self;
         let id = RouteId(uuid(&id)?);
         Ok(SnapshotRow::Route(RouteRow { id, name, host, method, path, mode, scopes, shadow }))
     }
 }
 
-fn uuid(bytes: &[u8]) -> Result<Uuid, Refused> {
-    Uuid::from_slice(bytes).map_err(|_| Refused::Malformed)
+fn uuid(bytes: &[u8]) -> Result<Uuid, UnusableFile> {
+    Uuid::from_slice(bytes).map_err(|_| UnusableFile::Malformed)
 }
 
 /// Verifies the HMAC of a file and returns its head, and the bytes of its rows.
-pub(super) fn open<'a>(bytes: &'a [u8], peppers: &Peppers) -> Result<(Head, &'a [u8]), Refused> {
-    let rest = bytes.strip_prefix(MAGIC).ok_or(Refused::Malformed)?;
-    let (id, rest) = rest.split_first_chunk::<4>().ok_or(Refused::Malformed)?;
-    let (mut body, mac) = rest.split_last_chunk::<MAC_BYTES>().ok_or(Refused::Malformed)?;
-    let pepper = peppers.list().iter().find(|pepper| pepper.id() == PepperId(*id)).ok_or(Refused::NotOurs)?;
+pub(super) fn open<'a>(bytes: &'a [u8], peppers: &Peppers) -> Result<(FileHead, &'a [u8]), UnusableFile> {
+    let rest = bytes.strip_prefix(MAGIC).ok_or(UnusableFile::Malformed)?;
+    let (id, rest) = rest.split_first_chunk::<4>().ok_or(UnusableFile::Malformed)?;
+    let (mut body, mac) = rest.split_last_chunk::<MAC_BYTES>().ok_or(UnusableFile::Malformed)?;
+    let pepper =
+        peppers.list().iter().find(|pepper| pepper.id() == PepperId(*id)).ok_or(UnusableFile::NotOurs)?;
     let mut ours = pepper.mac(DOMAIN);
     ours.update(body);
-    ours.verify(mac.into()).map_err(|_| Refused::NotOurs)?;
+    ours.verify(mac.into()).map_err(|_| UnusableFile::NotOurs)?;
     Ok((next(&mut body)?, body))
 }
 
 /// Passes every row of the file to `sink`.
-pub(super) fn rows(head: &Head, mut body: &[u8], mut sink: impl FnMut(SnapshotRow)) -> Result<(), Refused> {
+pub(super) fn rows(
+    head: &FileHead,
+    mut body: &[u8],
+    mut sink: impl FnMut(SnapshotRow),
+) -> Result<(), UnusableFile> {
     for _ in 0..head.keys {
         sink(next::<Key>(&mut body)?.row()?);
     }
     for _ in 0..head.tenants {
-        sink(next::<TenantRow>(&mut body)?.row()?);
+        sink(next::<TenantRecord>(&mut body)?.row()?);
     }
     for _ in 0..head.plans {
         sink(next::<PlanMessage>(&mut body)?.row());
@@ -289,16 +294,16 @@ pub(super) fn rows(head: &Head, mut body: &[u8], mut sink: impl FnMut(SnapshotRo
     for _ in 0..head.rules {
         sink(next::<RuleMessage>(&mut body)?.row()?);
     }
-    if body.is_empty() { Ok(()) } else { Err(Refused::Malformed) }
+    if body.is_empty() { Ok(()) } else { Err(UnusableFile::Malformed) }
 }
 
-fn next<M: Message + Default>(body: &mut &[u8]) -> Result<M, Refused> {
-    M::decode_length_delimited(body).map_err(|_| Refused::Malformed)
+fn next<M: Message + Default>(body: &mut &[u8]) -> Result<M, UnusableFile> {
+    M::decode_length_delimited(body).map_err(|_| UnusableFile::Malformed)
 }
 
 /// Writes a new file and renames it over the old one: there is a complete file at every moment. Returns the number of
 /// bytes of its rows.
-pub(super) fn save(path: &Path, head: Head, snapshot: &Snapshot, peppers: &Peppers) -> io::Result<u64> {
+pub(super) fn save(path: &Path, head: FileHead, snapshot: &Snapshot, peppers: &Peppers) -> io::Result<u64> {
     let pepper = peppers.list().first().ok_or_else(|| io::Error::other("no pepper"))?;
     let beside = path.with_added_extension("new");
     // A file left behind by a crash may have other permissions.
@@ -309,13 +314,13 @@ pub(super) fn save(path: &Path, head: Head, snapshot: &Snapshot, peppers: &Peppe
     sealed.file.write_all(&pepper.id().0)?;
     let (keys, tenants) = (snapshot.key_count() as u64, snapshot.tenant_count() as u64);
     let (plans, rules) = (snapshot.plans().count() as u64, snapshot.rules().count() as u64);
-    sealed.put(&Head { keys, tenants, plans, rules, ..head })?;
+    sealed.put(&FileHead { keys, tenants, plans, rules, ..head })?;
     for entry in snapshot.keys() {
         let profile = snapshot.profile(entry.profile()).row();
         sealed.put(&Key::of(entry.record(), entry.memo(peppers), profile))?;
     }
     for tenant in snapshot.tenants() {
-        sealed.put(&TenantRow::of(tenant))?;
+        sealed.put(&TenantRecord::of(tenant))?;
     }
     for plan in snapshot.plans() {
         sealed.put(&PlanMessage::of(plan))?;
@@ -354,25 +359,25 @@ impl Sealed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verify::memo::Policy;
+    use crate::verify::memo::MemoPolicy;
     use crate::verify::pepper::Pepper;
 
     #[test]
     fn save_returns_the_size_and_reading_accepts_exactly_the_rows_of_the_head() {
-        let peppers = Peppers::new(vec![Pepper::random().unwrap()], Policy::Optional);
+        let peppers = Peppers::new(vec![Pepper::random().unwrap()], MemoPolicy::Optional);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("snapshot");
-        let written = save(&path, Head::default(), &Snapshot::empty(), &peppers).unwrap();
+        let written = save(&path, FileHead::default(), &Snapshot::empty(), &peppers).unwrap();
         assert_eq!(written, 1, "the length of an empty head");
-        let head = Head { source: "here".into(), keys: 9, ..Head::default() };
+        let head = FileHead { source: "here".into(), keys: 9, ..FileHead::default() };
         let written = save(&path, head, &Snapshot::empty(), &peppers).unwrap();
         let bytes = fs::read(&path).unwrap();
         assert_eq!(bytes.len() as u64, written + (MAGIC.len() + 4 + MAC_BYTES) as u64);
         let (head, body) = open(&bytes, &peppers).unwrap();
         assert_eq!((head.source.as_str(), head.keys, body), ("here", 0, &[][..]));
         assert!(rows(&head, body, |_| ()).is_ok());
-        assert!(matches!(rows(&head, &[0], |_| ()), Err(Refused::Malformed)), "a row too many");
-        let more = Head { tenants: 1, ..head };
-        assert!(matches!(rows(&more, body, |_| ()), Err(Refused::Malformed)), "a row too few");
+        assert!(matches!(rows(&head, &[0], |_| ()), Err(UnusableFile::Malformed)), "a row too many");
+        let more = FileHead { tenants: 1, ..head };
+        assert!(matches!(rows(&more, body, |_| ()), Err(UnusableFile::Malformed)), "a row too few");
     }
 }

@@ -14,7 +14,7 @@ use crate::replica::tests::logged;
 use crate::route::{RouteId, RouteRow};
 use crate::store::SnapshotRow;
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
-use crate::verify::memo::{Peppers, Policy};
+use crate::verify::memo::{MemoPolicy, Peppers};
 use crate::verify::pepper::Pepper;
 
 const BOUND: Duration = Duration::from_mins(5);
@@ -30,7 +30,7 @@ struct Machine {
 impl Machine {
     fn new() -> Self {
         let clock = Arc::new(ManualClock::at(Timestamp(1_000_000_000_000_000)));
-        let peppers = Peppers::new(vec![Pepper::random().unwrap()], Policy::Optional);
+        let peppers = Peppers::new(vec![Pepper::random().unwrap()], MemoPolicy::Optional);
         Self { clock, peppers, folder: tempfile::tempdir().unwrap() }
     }
 
@@ -69,7 +69,7 @@ impl Machine {
         self.file(&replica).write().await;
     }
 
-    fn restored(&self) -> Result<Replica, Refused> {
+    fn restored(&self) -> Result<Replica, UnusableFile> {
         let replica = Replica::new(self.peppers.clone());
         self.file(&replica).read()?;
         self.file(&replica).restore();
@@ -142,7 +142,8 @@ async fn a_restored_snapshot_is_complete_and_as_old_as_its_last_poll() {
 #[tokio::test]
 async fn memos_are_restored_and_a_file_written_with_an_older_pepper_is_read() {
     let (old, new) = (Pepper::random().unwrap(), Pepper::random().unwrap());
-    let peppers = |list: &[&Pepper]| Peppers::new(list.iter().copied().cloned().collect(), Policy::Optional);
+    let peppers =
+        |list: &[&Pepper]| Peppers::new(list.iter().copied().cloned().collect(), MemoPolicy::Optional);
     let mut machine = Machine { peppers: peppers(&[&old]), ..Machine::new() };
     let replica = Replica::new(machine.peppers.clone());
     let key = parse(b"llmk_a_4fNq8Zr1Tb6Yw3Ks0Hd9Lm2Xc5Vj7Pg").unwrap();
@@ -166,16 +167,16 @@ async fn a_file_that_is_too_old_or_from_the_future_is_rejected() {
     machine.clock.set_wall(written.after(BOUND));
     assert!(machine.restored().is_ok(), "exactly at the bound");
     machine.clock.set_wall(written.before(Duration::from_secs(3)));
-    assert!(matches!(machine.restored(), Err(Refused::Future(at)) if at == written));
+    assert!(matches!(machine.restored(), Err(UnusableFile::Future(at)) if at == written));
     // The wall clock is set back, but the uptime counts.
     machine.clock.advance(BOUND + Duration::from_secs(1));
     machine.clock.set_wall(written);
-    assert!(matches!(machine.restored(), Err(Refused::TooOld(_))));
+    assert!(matches!(machine.restored(), Err(UnusableFile::TooOld(_))));
     // The uptime is short, but the wall clock counts.
     let machine = Machine::new();
     machine.leaves_a_file(Duration::ZERO).await;
     machine.clock.set_wall(written.after(BOUND + Duration::from_secs(1)));
-    assert!(matches!(machine.restored(), Err(Refused::TooOld(_))));
+    assert!(matches!(machine.restored(), Err(UnusableFile::TooOld(_))));
 }
 
 #[tokio::test]

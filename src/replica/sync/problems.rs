@@ -14,14 +14,14 @@ use crate::store::{Change, SnapshotRow, StoreError};
 /// What was logged since the database was lost. The causes of an outage can follow each other (a lost connection, a
 /// refused one, then a wrong password), and can alternate at every attempt.
 #[derive(Default)]
-pub(super) struct Lost {
+pub(super) struct OutageLog {
     /// The cause in the last line.
     last: String,
     /// The causes in the lines of the last minute, with the uptime of each line.
     lines: Vec<(String, Duration)>,
 }
 
-impl Lost {
+impl OutageLog {
     /// A cause is logged again after this time, if another one was logged meanwhile.
     const REPEAT: Duration = Duration::from_mins(1);
     /// The most lines within that time.
@@ -60,9 +60,9 @@ impl Lost {
 
 /// Damaged rows, to be logged so that operators can fix them.
 #[derive(Default)]
-pub(super) struct Damaged(Vec<SnapshotRow>);
+pub(super) struct DamagedRows(Vec<SnapshotRow>);
 
-impl Damaged {
+impl DamagedRows {
     /// The most rows that are logged for one load or poll.
     const LINES: usize = 100;
 
@@ -110,7 +110,7 @@ pub(super) fn log_missing_plans(next: &Snapshot, named: HashSet<Box<str>>) {
     let mut missing: Vec<_> =
         named.into_iter().filter(|plan| next.plan(plan).is_none() && PlanName::parse(plan).is_ok()).collect();
     missing.sort_unstable();
-    for plan in missing.into_iter().take(Damaged::LINES) {
+    for plan in missing.into_iter().take(DamagedRows::LINES) {
         warn!(
             plan = &*plan,
             "keys or tenants have a plan that does not exist, their keys get 503 until it is created"
@@ -136,7 +136,7 @@ pub(super) fn log_damaged_rules(before: &Snapshot, next: &Snapshot, changed: &Ha
     let known: HashMap<_, _> = before.routes().damaged().map(|(entry, damage)| (entry.id, damage)).collect();
     let is_news = |id: &RouteId, damage| changed.contains(id) || known.get(id) != Some(&damage);
     let damaged = next.routes().damaged().filter(|(entry, damage)| is_news(&entry.id, *damage));
-    for (entry, damage) in damaged.take(Damaged::LINES) {
+    for (entry, damage) in damaged.take(DamagedRows::LINES) {
         warn!(route.id = %entry.id.0, why = %damage, "damaged row of tenantgate_route, requests that it could match get 503 until it is fixed");
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use tokio::time::Instant;
 
 pub(crate) use self::script::Script;
-use self::script::{Step, key, known};
+use self::script::{ScriptStep, key, known};
 use super::*;
 use crate::clock::Timestamp;
 use crate::decision::Freshness;
@@ -36,7 +36,7 @@ struct Run {
     task: tokio::task::JoinHandle<StoreError>,
 }
 
-fn run(sessions: Vec<Vec<Step>>) -> Run {
+fn run(sessions: Vec<Vec<ScriptStep>>) -> Run {
     start(Script { sessions: Mutex::new(sessions.into()), ..Script::default() })
 }
 
@@ -75,7 +75,11 @@ impl Run {
 
 #[tokio::test(start_paused = true)]
 async fn a_hint_causes_a_poll_at_once_and_the_tick_causes_one_without_a_hint() {
-    let run = run(vec![vec![Step::Load(vec!["a"]), Step::Changed(vec!["b"]), Step::Changed(vec!["c"])]]);
+    let run = run(vec![vec![
+        ScriptStep::Load(vec!["a"]),
+        ScriptStep::Changed(vec!["b"]),
+        ScriptStep::Changed(vec!["c"]),
+    ]]);
     run.generation(1).await;
     let loaded = Instant::now();
     run.script.hint.notify_one();
@@ -88,7 +92,8 @@ async fn a_hint_causes_a_poll_at_once_and_the_tick_causes_one_without_a_hint() {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_lost_session_all_rows_are_loaded_again() {
-    let run = run(vec![vec![Step::Load(vec!["a"]), Step::Broken], vec![Step::Load(vec!["b"])]]);
+    let run =
+        run(vec![vec![ScriptStep::Load(vec!["a"]), ScriptStep::Broken], vec![ScriptStep::Load(vec!["b"])]]);
     run.generation(1).await;
     let loaded = Instant::now();
     run.generation(2).await;
@@ -99,7 +104,8 @@ async fn after_a_lost_session_all_rows_are_loaded_again() {
 
 #[tokio::test(start_paused = true)]
 async fn if_the_change_log_is_not_enough_all_rows_are_loaded_in_the_same_session() {
-    let run = run(vec![vec![Step::Load(vec!["a"]), Step::Everything, Step::Load(vec!["b"])]]);
+    let run =
+        run(vec![vec![ScriptStep::Load(vec!["a"]), ScriptStep::Everything, ScriptStep::Load(vec!["b"])]]);
     run.generation(2).await;
     assert!(run.knows("b") && !run.knows("a"));
     assert_eq!(run.replica.stats().lost.value(), 0);
@@ -107,7 +113,8 @@ async fn if_the_change_log_is_not_enough_all_rows_are_loaded_in_the_same_session
 
 #[tokio::test(start_paused = true)]
 async fn a_poll_without_answer_is_a_lost_session_and_makes_the_snapshot_stale() {
-    let run = run(vec![vec![Step::Load(vec!["a"]), Step::Silence], vec![Step::Load(vec!["a"])]]);
+    let run =
+        run(vec![vec![ScriptStep::Load(vec!["a"]), ScriptStep::Silence], vec![ScriptStep::Load(vec!["a"])]]);
     run.generation(1).await;
     assert_eq!(run.freshness(), Freshness::Fresh);
     tokio::time::advance(Duration::from_millis(1_500)).await;
@@ -131,9 +138,9 @@ async fn without_a_database_attempts_back_off_to_one_a_second() {
 
 #[tokio::test(start_paused = true)]
 async fn another_database_or_one_that_became_empty_is_rejected() {
-    for impostor in [Step::Stranger(vec!["b"]), Step::Load(Vec::new())] {
-        let ours = vec![Step::Load(vec!["a"]), Step::Broken];
-        let run = run(vec![ours, vec![impostor], vec![Step::Load(vec!["c"])]]);
+    for impostor in [ScriptStep::Stranger(vec!["b"]), ScriptStep::Load(Vec::new())] {
+        let ours = vec![ScriptStep::Load(vec!["a"]), ScriptStep::Broken];
+        let run = run(vec![ours, vec![impostor], vec![ScriptStep::Load(vec!["c"])]]);
         run.generation(2).await;
         assert!(run.knows("c") && !run.knows("b"));
         assert_eq!(run.replica.stats().lost.value(), 2);
@@ -142,7 +149,7 @@ async fn another_database_or_one_that_became_empty_is_rejected() {
 
 #[tokio::test(start_paused = true)]
 async fn an_empty_database_is_accepted_at_the_start() {
-    let run = run(vec![vec![Step::Load(Vec::new()), Step::Changed(vec!["a"])]]);
+    let run = run(vec![vec![ScriptStep::Load(Vec::new()), ScriptStep::Changed(vec!["a"])]]);
     run.generation(2).await;
     assert!(run.knows("a"));
 }
@@ -192,8 +199,9 @@ async fn the_database_clock_is_taken_at_the_answer_and_the_age_from_the_start() 
 
 #[tokio::test(start_paused = true)]
 async fn the_back_off_starts_again_after_a_successful_load() {
-    let mut sessions: Vec<_> = (0..8).map(|_| vec![Step::Broken]).collect();
-    sessions.extend([vec![Step::Load(vec!["a"]), Step::Broken], vec![Step::Load(vec!["b"])]]);
+    let mut sessions: Vec<_> = (0..8).map(|_| vec![ScriptStep::Broken]).collect();
+    sessions
+        .extend([vec![ScriptStep::Load(vec!["a"]), ScriptStep::Broken], vec![ScriptStep::Load(vec!["b"])]]);
     let run = run(sessions);
     run.generation(1).await;
     let loaded = Instant::now();
@@ -206,7 +214,7 @@ async fn an_old_schema_is_migrated_on_request_or_if_embedded() {
     for (old, embedded, migrate) in
         [(true, true, false), (true, false, true), (false, true, false), (false, false, true)]
     {
-        let sessions = Mutex::new(vec![vec![Step::Load(vec!["a"])]].into());
+        let sessions = Mutex::new(vec![vec![ScriptStep::Load(vec!["a"])]].into());
         let script = Script { sessions, embedded, old_schema: old, ..Script::default() };
         let run = start_as(SyncOptions { migrate, ..SyncOptions::default() }, Replica::default(), script);
         run.generation(1).await;
@@ -221,7 +229,7 @@ async fn another_database_is_rejected_while_the_snapshot_file_may_be_served() {
         let mut reload = replica.snapshot().reload(replica.peppers());
         reload.add(key("a"));
         replica.restored(reload.finish(), known(), Duration::from_secs(age_secs), Duration::ZERO);
-        let sessions = vec![vec![Step::Stranger(vec!["b"])], vec![Step::Load(vec!["c"])]];
+        let sessions = vec![vec![ScriptStep::Stranger(vec!["b"])], vec![ScriptStep::Load(vec!["c"])]];
         let script = Script { sessions: Mutex::new(sessions.into()), ..Script::default() };
         let run = start_as(SyncOptions::default(), replica, script);
         run.generation(2).await;
@@ -231,9 +239,9 @@ async fn another_database_is_rejected_while_the_snapshot_file_may_be_served() {
 
 #[tokio::test(start_paused = true)]
 async fn another_database_is_rejected_after_an_outage_of_any_length() {
-    let mut sessions = vec![vec![Step::Load(vec!["a"]), Step::Broken]];
-    sessions.extend((0..400).map(|_| vec![Step::Broken]));
-    sessions.extend([vec![Step::Stranger(vec!["b"])], vec![Step::Load(vec!["c"])]]);
+    let mut sessions = vec![vec![ScriptStep::Load(vec!["a"]), ScriptStep::Broken]];
+    sessions.extend((0..400).map(|_| vec![ScriptStep::Broken]));
+    sessions.extend([vec![ScriptStep::Stranger(vec!["b"])], vec![ScriptStep::Load(vec!["c"])]]);
     let run = run(sessions);
     run.generation(1).await;
     sleep(Duration::from_secs(390)).await;
@@ -244,7 +252,12 @@ async fn another_database_is_rejected_after_an_outage_of_any_length() {
 
 #[tokio::test(start_paused = true)]
 async fn a_database_that_stays_empty_is_accepted() {
-    let steps = vec![Step::Load(vec![]), Step::Everything, Step::Load(vec![]), Step::Changed(vec!["a"])];
+    let steps = vec![
+        ScriptStep::Load(vec![]),
+        ScriptStep::Everything,
+        ScriptStep::Load(vec![]),
+        ScriptStep::Changed(vec!["a"]),
+    ];
     let run = run(vec![steps]);
     run.generation(3).await;
     assert!(run.knows("a"));
@@ -254,7 +267,8 @@ async fn a_database_that_stays_empty_is_accepted() {
 #[tokio::test(start_paused = true)]
 async fn a_database_that_lost_a_change_is_used_and_counted() {
     for remembers in [true, false] {
-        let sessions = vec![vec![Step::Load(vec!["a"]), Step::Broken], vec![Step::Load(vec!["b"])]];
+        let sessions =
+            vec![vec![ScriptStep::Load(vec!["a"]), ScriptStep::Broken], vec![ScriptStep::Load(vec!["b"])]];
         let script = Script { sessions: Mutex::new(sessions.into()), remembers, ..Script::default() };
         let run = start(script);
         run.generation(1).await;
@@ -267,7 +281,8 @@ async fn a_database_that_lost_a_change_is_used_and_counted() {
 
 #[tokio::test(start_paused = true)]
 async fn changes_during_a_long_load_are_applied_before_it_is_published() {
-    let run = run(vec![vec![Step::Slow(vec!["a"]), Step::Changed(vec!["b"]), Step::Silence]]);
+    let run =
+        run(vec![vec![ScriptStep::Slow(vec!["a"]), ScriptStep::Changed(vec!["b"]), ScriptStep::Silence]]);
     run.generation(2).await;
     assert!(run.knows("a") && run.knows("b"));
     assert_eq!(run.freshness(), Freshness::Fresh, "an unknown key must get 401, not 503");
@@ -275,7 +290,7 @@ async fn changes_during_a_long_load_are_applied_before_it_is_published() {
 
 #[tokio::test(start_paused = true)]
 async fn a_replaced_snapshot_is_dropped_by_the_task_once_no_reader_holds_it() {
-    let run = run(vec![vec![Step::Load(vec!["a"]), Step::Changed(vec!["b"])]]);
+    let run = run(vec![vec![ScriptStep::Load(vec!["a"]), ScriptStep::Changed(vec!["b"])]]);
     run.generation(1).await;
     let held = Arc::clone(&run.replica.snapshot());
     run.generation(2).await;
@@ -290,7 +305,8 @@ async fn a_replaced_snapshot_is_dropped_by_the_task_once_no_reader_holds_it() {
 
 #[tokio::test(start_paused = true)]
 async fn marks_and_loads_notify_and_changes_do_not() {
-    let run = run(vec![vec![Step::Load(vec!["a"]), Step::Changed(vec!["b"]), Step::Marked]]);
+    let run =
+        run(vec![vec![ScriptStep::Load(vec!["a"]), ScriptStep::Changed(vec!["b"]), ScriptStep::Marked]]);
     let mut marks = run.replica.marks();
     run.generation(1).await;
     assert_eq!(*marks.borrow_and_update(), 1, "a load may have skipped marks");
@@ -328,7 +344,7 @@ async fn what_is_valid_again_is_counted_if_the_tables_are_others_or_a_change_is_
 #[test]
 fn the_first_hundred_damaged_rows_are_logged() {
     for (rows, named) in [(0, 0), (1, 1), (99, 99), (100, 100), (101, 100), (150, 100)] {
-        let mut damaged = Damaged::default();
+        let mut damaged = DamagedRows::default();
         (0..rows).for_each(|_| damaged.add(&key("llmk_b")));
         let _ = logged();
         damaged.log();

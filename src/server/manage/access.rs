@@ -9,7 +9,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::Plane;
-use super::connections::Peer;
+use super::connections::HttpPeer;
 use super::problem::Problem;
 use crate::admin::Caller;
 use crate::key::format::parse_management;
@@ -22,7 +22,7 @@ pub(super) async fn authenticated(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let peer = request.extensions().get::<Peer>().copied();
+    let peer = request.extensions().get::<HttpPeer>().copied();
     let mut values = request.headers().get_all(AUTHORIZATION).iter();
     let (first, second) = (values.next(), values.next());
     let caller = match (first, second) {
@@ -40,15 +40,15 @@ pub(super) async fn authenticated(
         return Ok(response);
     }
     // Peers of a Unix socket are not limited: the mode of the socket decides who may connect.
-    match peer.and_then(Peer::address).map(|address| plane.wrong.count(address, plane.admin.now())) {
+    match peer.and_then(HttpPeer::address).map(|address| plane.wrong.count(address, plane.admin.now())) {
         Some(Err(seconds)) => Err(Problem::too_many_failures(seconds)),
         Some(Ok(())) | None => Err(Problem::unauthorized()),
     }
 }
 
 /// Returns the caller for a trusted user of this machine.
-fn trusted(plane: &Plane, peer: Option<Peer>) -> Option<Caller> {
-    let Some(Peer::Unix(Some(uid))) = peer else { return None };
+fn trusted(plane: &Plane, peer: Option<HttpPeer>) -> Option<Caller> {
+    let Some(HttpPeer::Unix(Some(uid))) = peer else { return None };
     let (_, role) = plane.trusted.iter().find(|(trusted, _)| *trusted == uid)?;
     Some(Caller::of_user(uid, *role))
 }

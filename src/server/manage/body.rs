@@ -33,7 +33,7 @@ const MERGE_PATCH: &str = "application/merge-patch+json";
 
 /// The expected form of a body.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Form {
+pub(super) enum BodyForm {
     /// JSON.
     Json,
     /// JSON, or an empty body.
@@ -42,7 +42,7 @@ pub(super) enum Form {
     MergePatch,
 }
 
-impl Form {
+impl BodyForm {
     /// Returns the expected media type, for the error.
     fn expected(self) -> &'static str {
         match self {
@@ -71,8 +71,8 @@ pub(super) async fn read(mut body: Body) -> Result<Bytes, Problem> {
 }
 
 /// Parses a body of this form.
-pub(super) fn parse(headers: &HeaderMap, bytes: &[u8], form: Form) -> Result<Value, Problem> {
-    if bytes.is_empty() && form == Form::JsonOrEmpty {
+pub(super) fn parse(headers: &HeaderMap, bytes: &[u8], form: BodyForm) -> Result<Value, Problem> {
+    if bytes.is_empty() && form == BodyForm::JsonOrEmpty {
         return Ok(Value::Object(Map::new()));
     }
     let mut types = headers.get_all(CONTENT_TYPE).iter();
@@ -89,7 +89,7 @@ pub(super) fn parse(headers: &HeaderMap, bytes: &[u8], form: Form) -> Result<Val
     if charset.is_some_and(|(_, charset)| !charset.trim_matches('"').eq_ignore_ascii_case("utf-8")) {
         return Err(Problem::media_type("expected a body in UTF-8"));
     }
-    let patch = form == Form::MergePatch && media.eq_ignore_ascii_case(MERGE_PATCH);
+    let patch = form == BodyForm::MergePatch && media.eq_ignore_ascii_case(MERGE_PATCH);
     if !patch && !media.eq_ignore_ascii_case(JSON) {
         return Err(Problem::media_type(form.expected()));
     }

@@ -50,14 +50,14 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(90);
 
 /// The client of a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Peer {
+pub(super) enum HttpPeer {
     /// A client over TCP.
     Tcp(IpAddr),
     /// A process of this user on a Unix socket; `None` if the user is unknown.
     Unix(Option<u32>),
 }
 
-impl Peer {
+impl HttpPeer {
     /// Returns the address of a client over TCP.
     pub(super) fn address(self) -> Option<IpAddr> {
         match self {
@@ -68,29 +68,29 @@ impl Peer {
 }
 
 /// State shared by all listeners.
-pub(super) struct Acceptor {
+pub(super) struct HttpAcceptor {
     app: Router,
     tls: Option<Tls>,
     stats: Arc<ManageStats>,
     log: RateLimitedLog,
-    open: Mutex<Open>,
+    open: Mutex<OpenConnections>,
 }
 
 /// The connections that are open.
 #[derive(Default)]
-struct Open {
+struct OpenConnections {
     number: usize,
     next: u64,
     /// The connections with an idle client, the longest idle first.
     waiting: BTreeMap<u64, Arc<Notify>>,
 }
 
-impl Acceptor {
+impl HttpAcceptor {
     pub(super) fn new(app: Router, tls: Option<Tls>, stats: Arc<ManageStats>, log: RateLimitedLog) -> Self {
         Self { app, tls, stats, log, open: Mutex::default() }
     }
 
-    fn open(&self) -> MutexGuard<'_, Open> {
+    fn open(&self) -> MutexGuard<'_, OpenConnections> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -101,8 +101,8 @@ impl Acceptor {
             stream.set_nodelay(true)?;
             Ok((stream, address.ip().to_canonical()))
         };
-        let handle = |place: Place, (stream, address), stop| async move {
-            let (acceptor, peer) = (Arc::clone(&place.0.acceptor), Peer::Tcp(address));
+        let handle = |place: ConnectionPlace, (stream, address), stop| async move {
+            let (acceptor, peer) = (Arc::clone(&place.0.acceptor), HttpPeer::Tcp(address));
             let Some(tls) = acceptor.tls.clone() else { return serve(place, stream, peer, stop).await };
             let shaken = tokio::select! {
                 shaken = timeout(HANDSHAKE_WITHIN, tls.accept(stream)) => shaken,
@@ -128,9 +128,9 @@ impl Acceptor {
     /// Accepts connections on a Unix socket until `stop`, then waits until all have ended.
     pub(super) async fn serve_unix(self: Arc<Self>, listener: UnixListener, stop: watch::Receiver<bool>) {
         let accept = || async { Ok(listener.accept().await?.0) };
-        let handle = |place: Place, stream: tokio::net::UnixStream, stop| async move {
+        let handle = |place: ConnectionPlace, stream: tokio::net::UnixStream, stop| async move {
             let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
-            serve(place, stream, Peer::Unix(uid), stop).await;
+            serve(place, stream, HttpPeer::Unix(uid), stop).await;
         };
         self.accept_all(accept, handle, stop).await;
     }
@@ -138,7 +138,7 @@ impl Acceptor {
     async fn accept_all<S, A, H>(
         self: Arc<Self>,
         accept: impl Fn() -> A,
-        handle: impl Fn(Place, S, watch::Receiver<bool>) -> H,
+        handle: impl Fn(ConnectionPlace, S, watch::Receiver<bool>) -> H,
         stop: watch::Receiver<bool>,
     ) where
         A: Future<Output = io::Result<S>>,
@@ -172,7 +172,7 @@ impl Acceptor {
     }
 
     /// Admits one more connection. At the limit, the connection whose client has been idle longest is closed.
-    fn admit(self: &Arc<Self>) -> Option<Place> {
+    fn admit(self: &Arc<Self>) -> Option<ConnectionPlace> {
         let mut open = self.open();
         if open.number >= CONNECTIONS {
             self.stats.crowded.add_one();
@@ -191,7 +191,7 @@ impl Acceptor {
         drop(open);
         let idle = IdleTracker { acceptor: Arc::clone(self), place: Arc::default(), evicted: Arc::default() };
         idle.mark_idle();
-        Some(Place(idle))
+        Some(ConnectionPlace(idle))
     }
 
     fn note_handshake(&self, address: IpAddr, reason: &str, detail: Option<&str>) {
@@ -202,7 +202,7 @@ impl Acceptor {
     }
 }
 
-async fn serve<S>(place: Place, stream: S, peer: Peer, stop: watch::Receiver<bool>)
+async fn serve<S>(place: ConnectionPlace, stream: S, peer: HttpPeer, stop: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -238,16 +238,16 @@ where
 }
 
 /// The place of a connection among those that are open.
-struct Place(IdleTracker);
+struct ConnectionPlace(IdleTracker);
 
-impl Place {
+impl ConnectionPlace {
     /// Waits until another connection needs the place.
     async fn evicted(&self) {
         self.0.evicted.notified().await;
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPlace {
     fn drop(&mut self) {
         self.0.mark_busy();
         self.0.acceptor.open().number -= 1;
@@ -257,7 +257,7 @@ impl Drop for Place {
 /// Whether the client of a connection is idle, and its place in the order of idle ones.
 #[derive(Clone)]
 struct IdleTracker {
-    acceptor: Arc<Acceptor>,
+    acceptor: Arc<HttpAcceptor>,
     place: Arc<Mutex<Option<u64>>>,
     evicted: Arc<Notify>,
 }

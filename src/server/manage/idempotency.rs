@@ -155,7 +155,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::verify::memo::Policy;
+    use crate::verify::memo::MemoPolicy;
     use crate::verify::pepper::Pepper;
 
     #[test]
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_key_is_shown_again_only_if_it_can_be_derived() {
-        let peppers = Peppers::new(vec![Pepper::random().unwrap()], Policy::Optional);
+        let peppers = Peppers::new(vec![Pepper::random().unwrap()], MemoPolicy::Optional);
         let derivation = |number| Derivation::first(&peppers, Uuid::from_u128(number));
         let key = issue_with(&mut Randomness::from(derivation(1)), "Söhne & Co").unwrap();
         let kept = || json!({ "new": { "key": null, "key_prefix": key.prefix() } });

@@ -41,19 +41,19 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use self::changes::{admin_keys, keys, plans, routes, tenants};
-use self::connections::{Acceptor, Peer};
+use self::connections::{HttpAcceptor, HttpPeer};
 use self::failures::WrongKeys;
 use self::problem::{Problem, RequestId, with_request_id};
-pub use self::reading::{Explain, ExplainedRequest};
+pub use self::reading::{ExplainFn, ExplainedRequest};
 use super::acceptor::{bind_tcp, bind_unix, remove_sockets};
 use super::tls::Tls;
-use super::{Address, ServeError};
+use super::{ListenAddress, ServeError};
 use crate::admin::{Admin, Caller};
 use crate::clock::Clock;
 use crate::permission::Role;
 use crate::random;
 use crate::rate_limited_log::RateLimitedLog;
-use crate::supervise::{Part, Supervisor};
+use crate::supervise::{BackgroundTask, Supervisor};
 use crate::telemetry::manage_metrics::ManageStats;
 
 /// How long open requests may take to end when the process stops.
@@ -74,7 +74,7 @@ const HEADERS: [(HeaderName, &str); 3] = [
 /// The settings of management over HTTP.
 pub struct ManageSettings {
     /// The addresses to listen on. Without TLS, only addresses of this machine.
-    pub listen: Vec<Address>,
+    pub listen: Vec<ListenAddress>,
     /// The mode of Unix sockets.
     pub unix_mode: u32,
     /// TLS for TCP listeners.
@@ -86,7 +86,7 @@ pub struct ManageSettings {
     /// The use cases.
     pub admin: Admin,
     /// Explains requests.
-    pub explain: Explain,
+    pub explain: ExplainFn,
     /// The clock.
     pub clock: Arc<dyn Clock>,
 }
@@ -95,7 +95,7 @@ pub struct ManageSettings {
 type CallerExtension = Extension<Arc<Caller>>;
 
 /// The shared state, as handlers extract it.
-type Shared = State<Arc<Plane>>;
+type PlaneState = State<Arc<Plane>>;
 
 type JsonResult<T> = Result<Json<T>, Problem>;
 
@@ -104,8 +104,8 @@ struct Plane {
     admin: Admin,
     wrong: WrongKeys,
     trusted: Vec<(u32, Role)>,
-    explain: Explain,
-    counted: page::Counted,
+    explain: ExplainFn,
+    counted: page::KeyCountCache,
 }
 
 /// Serves until `shutdown` is done, then lets open requests end.
@@ -122,20 +122,20 @@ pub async fn manage(settings: ManageSettings, shutdown: impl Future<Output = ()>
         wrong: WrongKeys::default(),
         trusted,
         explain,
-        counted: page::Counted::default(),
+        counted: page::KeyCountCache::default(),
     });
     let app = router(Arc::clone(&plane), Arc::clone(&stats));
     let log = RateLimitedLog::new(clock, 1);
-    let acceptor = Arc::new(Acceptor::new(app, tls.clone(), Arc::clone(&stats), log));
+    let acceptor = Arc::new(HttpAcceptor::new(app, tls.clone(), Arc::clone(&stats), log));
     let (stop, stopping) = watch::channel(false);
     let mut listeners = JoinSet::new();
     for address in &listen {
         let (acceptor, stopping) = (Arc::clone(&acceptor), stopping.clone());
         match address {
-            Address::Tcp(address) => {
+            ListenAddress::Tcp(address) => {
                 listeners.spawn(acceptor.serve_tcp(bind_tcp(address, "manage").await?, stopping));
             }
-            Address::Unix(path) => {
+            ListenAddress::Unix(path) => {
                 let listener = bind_unix(path, unix_mode, "manage").await?;
                 listeners.spawn(acceptor.serve_unix(listener, stopping));
             }
@@ -148,7 +148,7 @@ pub async fn manage(settings: ManageSettings, shutdown: impl Future<Output = ()>
     });
     if let Some(tls) = tls {
         helpers.spawn(async move {
-            Supervisor::default().run(Part::Certificates, || tls.clone().follow()).await;
+            Supervisor::default().run(BackgroundTask::Certificates, || tls.clone().follow()).await;
         });
     }
     info!("ready");
@@ -226,7 +226,7 @@ struct Line {
     request_id: String,
     method: Method,
     route: Option<MatchedPath>,
-    peer: Option<Peer>,
+    peer: Option<HttpPeer>,
 }
 
 impl Line {
@@ -250,7 +250,7 @@ impl Line {
             route = self.route.as_ref().map_or("other", MatchedPath::as_str),
             status,
             duration_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
-            client.address = self.peer.and_then(Peer::address).map(display),
+            client.address = self.peer.and_then(HttpPeer::address).map(display),
             admin_key = caller.map(|caller| caller.key.name.as_str()),
             "request"
         );

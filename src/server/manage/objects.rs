@@ -8,9 +8,9 @@ use uuid::Uuid;
 use super::access::check;
 use super::precondition::Tagged;
 use super::problem::Problem;
-use super::query::{ListQuery, Page, no_parameters};
+use super::query::{ListPage, ListQuery, no_parameters};
 use super::reading::{place, seen_by};
-use super::{CallerExtension, JsonResult, Shared};
+use super::{CallerExtension, JsonResult, PlaneState};
 use crate::admin::view::{AdminKeyView, PlanView, TenantView, UsedPlanView};
 use crate::admin::{ListedAdminKey, RouteView, version};
 use crate::permission::{About, Permission};
@@ -50,10 +50,10 @@ pub(super) async fn whoami(
 }
 
 pub(super) async fn tenants(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
-) -> JsonResult<Page<TenantView>> {
+) -> JsonResult<ListPage<TenantView>> {
     check(&caller, Permission::TenantsRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "tenants", &["name"])?;
     let admin = seen_by(&plane, &caller);
@@ -66,7 +66,7 @@ pub(super) async fn tenants(
 }
 
 pub(super) async fn tenant(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
@@ -79,10 +79,10 @@ pub(super) async fn tenant(
 }
 
 pub(super) async fn plans(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
-) -> JsonResult<Page<PlanView>> {
+) -> JsonResult<ListPage<PlanView>> {
     check(&caller, Permission::PlansRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "plans", &[])?;
     let all = plane.admin.plans().await?;
@@ -90,7 +90,7 @@ pub(super) async fn plans(
 }
 
 pub(super) async fn plan(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
@@ -103,10 +103,10 @@ pub(super) async fn plan(
 }
 
 pub(super) async fn routes(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
-) -> FoundVersion<Page<RouteView>> {
+) -> FoundVersion<ListPage<RouteView>> {
     check(&caller, Permission::RoutesRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "routes", &[])?;
     let rules = plane.admin.routes().await?;
@@ -120,7 +120,7 @@ pub(super) async fn routes(
 }
 
 pub(super) async fn route(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
@@ -134,10 +134,10 @@ pub(super) async fn route(
 }
 
 pub(super) async fn admin_keys(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
-) -> JsonResult<Page<AdminKeyView>> {
+) -> JsonResult<ListPage<AdminKeyView>> {
     check(&caller, Permission::AdminKeysRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "admin_keys", &[])?;
     let keys = plane.admin.admin_keys(&caller.creator).await?;
@@ -146,7 +146,7 @@ pub(super) async fn admin_keys(
 }
 
 pub(super) async fn admin_key(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     Path(id): Path<String>,
     RawQuery(query): RawQuery,

@@ -15,7 +15,7 @@ use super::Plane;
 use crate::clock::Timestamp;
 use crate::telemetry::manage_metrics;
 use crate::telemetry::manage_metrics::ManageStats;
-use crate::telemetry::page::Format;
+use crate::telemetry::page::PageFormat;
 
 /// How long the database may take to answer before it counts as unavailable.
 const DATABASE_WITHIN: Duration = Duration::from_secs(2);
@@ -39,7 +39,7 @@ pub(super) fn router(plane: Arc<Plane>, stats: Arc<ManageStats>, started: Timest
     };
     let page = move |headers: HeaderMap| async move {
         let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let format = Format::wanted(accept);
+        let format = PageFormat::wanted(accept);
         ([(CONTENT_TYPE, format.content_type())], manage_metrics::render(&stats, started, format))
     };
     axum::Router::new()

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::problem::{FieldError, Problem};
-use crate::admin::Expected;
+use crate::admin::ExpectedVersion;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
@@ -41,7 +41,7 @@ impl<T: Serialize> IntoResponse for Tagged<T> {
 /// # Errors
 ///
 /// The header is not a list of entity tags.
-pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<Expected>, Problem> {
+pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<ExpectedVersion>, Problem> {
     let mut versions = Vec::new();
     let mut any = false;
     let lines: Vec<_> = headers.get_all(IF_MATCH).iter().collect();
@@ -63,8 +63,8 @@ pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<Expected>, Problem>
     }
     Ok(match (lines.is_empty(), any) {
         (true, _) => None,
-        (false, true) => Some(Expected::Any),
-        (false, false) => Some(Expected::OneOf(versions)),
+        (false, true) => Some(ExpectedVersion::Any),
+        (false, false) => Some(ExpectedVersion::OneOf(versions)),
     })
 }
 
@@ -96,13 +96,14 @@ mod tests {
     #[test]
     fn tags_are_compared_strongly() {
         let read = |lines: &[&'static str]| if_match(&headers(&IF_MATCH, lines));
-        let some = |list: &[&str]| Some(Expected::OneOf(list.iter().map(|tag| (*tag).to_owned()).collect()));
+        let some =
+            |list: &[&str]| Some(ExpectedVersion::OneOf(list.iter().map(|tag| (*tag).to_owned()).collect()));
         assert_eq!(read(&[]).unwrap(), None);
         assert_eq!(read(&["\"a\""]).unwrap(), some(&["a"]));
         assert_eq!(read(&["\"a\" , W/\"b\"", "\"c\""]).unwrap(), some(&["a", "c"]));
         assert_eq!(read(&["W/\"a\""]).unwrap(), some(&[]));
         assert_eq!(read(&[""]).unwrap(), some(&[]));
-        assert_eq!(read(&["*"]).unwrap(), Some(Expected::Any));
+        assert_eq!(read(&["*"]).unwrap(), Some(ExpectedVersion::Any));
         for bad in ["*, \"a\"", "\"a\", *", "a", "\"a", "'a'", "\"a\"b\"", "W/a"] {
             assert!(read(&[bad]).is_err(), "{bad}");
         }

@@ -37,7 +37,7 @@ pub(super) struct RequestId(pub(super) String);
 /// The body of an error response, for the description of the API.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it is only described")]
-pub(super) struct Shown {
+pub(super) struct ProblemBody {
     /// `about:blank`: the status defines the meaning.
     r#type: String,
     title: String,

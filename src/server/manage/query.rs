@@ -29,7 +29,7 @@ pub(super) struct ListQuery {
 
 /// A part of a list.
 #[derive(Debug, Serialize)]
-pub(super) struct Page<T> {
+pub(super) struct ListPage<T> {
     items: Vec<T>,
     /// Empty on the last page.
     next_page_token: String,
@@ -119,20 +119,20 @@ impl ListQuery {
     }
 
     /// Builds a page from its items. `next` is the place after which the next page begins; `None` on the last page.
-    pub(super) fn part<T>(&self, items: Vec<T>, next: Option<&str>) -> Page<T> {
+    pub(super) fn part<T>(&self, items: Vec<T>, next: Option<&str>) -> ListPage<T> {
         let next_page_token = next.map(|place| token(place, &self.bound_to)).unwrap_or_default();
-        Page { items, next_page_token }
+        ListPage { items, next_page_token }
     }
 
     /// Builds the page from all rows of the list. Each row comes with its place, which is unique and orders the list.
-    pub(super) fn page<T>(&self, mut rows: Vec<(String, T)>) -> Page<T> {
+    pub(super) fn page<T>(&self, mut rows: Vec<(String, T)>) -> ListPage<T> {
         rows.sort_by(|(one, _), (other, _)| one.cmp(other));
         rows.retain(|(place, _)| self.after.as_ref().is_none_or(|after| place > after));
         let more = rows.len() > self.size;
         rows.truncate(self.size);
         let last = rows.last().filter(|_| more);
         let next_page_token = last.map(|(place, _)| token(place, &self.bound_to)).unwrap_or_default();
-        Page { items: rows.into_iter().map(|(_, row)| row).collect(), next_page_token }
+        ListPage { items: rows.into_iter().map(|(_, row)| row).collect(), next_page_token }
     }
 }
 

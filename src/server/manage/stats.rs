@@ -8,7 +8,7 @@ use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::Response;
 
-use crate::telemetry::manage_metrics::{Counted, ManageStats};
+use crate::telemetry::manage_metrics::{ManageStats, RequestLabels};
 
 /// Counts a request by its route and status.
 pub(super) async fn counted(State(stats): State<Arc<ManageStats>>, request: Request, next: Next) -> Response {
@@ -17,7 +17,7 @@ pub(super) async fn counted(State(stats): State<Arc<ManageStats>>, request: Requ
     let method = name(request.method());
     let response = next.run(request).await;
     stats.latency.record(began.elapsed());
-    stats.count(Counted { route, method, status: response.status().as_u16() });
+    stats.count(RequestLabels { route, method, status: response.status().as_u16() });
     response
 }
 

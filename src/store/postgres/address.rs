@@ -16,17 +16,17 @@ use self::parts::{Parts, is_familiar};
 use crate::store::AddressError;
 
 /// Names and values of session settings.
-pub(super) type Settings = Vec<(String, String)>;
+pub(super) type SessionSettings = Vec<(String, String)>;
 
 /// A parsed URL.
 #[derive(Clone)]
-pub(super) struct Address {
+pub(super) struct DatabaseUrl {
     /// The options for the driver.
     pub(super) options: PgConnectOptions,
     /// The schema of `options=-c search_path=…`, if it is given.
     pub(super) schema: Option<String>,
     /// The other settings of `options`, which are set after connecting.
-    pub(super) settings: Settings,
+    pub(super) settings: SessionSettings,
     /// `connect_timeout`, if it is given.
     pub(super) connect_timeout: Option<Duration>,
     /// Files that the driver reads at every connect, with the parameter that names them.
@@ -67,7 +67,7 @@ fn invalid_form() -> AddressError {
     AddressError::Form(format!("write {FORM}").into())
 }
 
-impl Address {
+impl DatabaseUrl {
     /// Reads a URL. What it does not say is taken from the variables of libpq.
     ///
     /// # Errors

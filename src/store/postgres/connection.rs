@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _};
 use tokio::time::timeout;
 
 use super::PostgresStore;
-use super::address::{Address, Settings};
+use super::address::{DatabaseUrl, SessionSettings};
 use crate::store::{CONNECT_TIMEOUT, StoreError};
 
 impl PostgresStore {
@@ -29,8 +29,8 @@ impl PostgresStore {
 
     pub(super) async fn connect_to(
         &self,
-        address: &Address,
-        settings: &Settings,
+        address: &DatabaseUrl,
+        settings: &SessionSettings,
     ) -> Result<PgConnection, StoreError> {
         address.files().map_err(|error| StoreError::Unavailable(error.to_string()))?;
         let limit = address.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
@@ -47,7 +47,7 @@ impl PostgresStore {
     }
 
     /// Adds the host to an error, and for rejected credentials what to correct.
-    pub(super) fn at_host(&self, address: &Address, error: sqlx::Error) -> StoreError {
+    pub(super) fn at_host(&self, address: &DatabaseUrl, error: sqlx::Error) -> StoreError {
         let host = super::host(&address.options);
         // Postgres has a code of its own for a wrong password. The other codes of the class are about the role.
         let code = error.as_database_error().and_then(|said| said.code().map(String::from));
@@ -65,7 +65,7 @@ impl PostgresStore {
     }
 
     /// Returns the settings of a session: those of the URL, those that every session needs, and `more`.
-    pub(super) fn settings(&self, address: &Address, more: &[(&str, &str)]) -> Settings {
+    pub(super) fn settings(&self, address: &DatabaseUrl, more: &[(&str, &str)]) -> SessionSettings {
         // pg_temp is listed last explicitly; otherwise Postgres searches it first, and behind a pooler its tables may
         // be those of another client.
         let path = ("search_path", format!("pg_catalog, {}, pg_temp", quoted(&self.schema)));
@@ -77,7 +77,7 @@ impl PostgresStore {
         let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
         let ours = [quotes, names, path, rows].into_iter().chain(more);
         let ours = ours.map(|(name, value)| (name.to_owned(), value));
-        let mut settings = Settings::new();
+        let mut settings = SessionSettings::new();
         for setting in address.settings.iter().cloned().chain(ours) {
             // The last one counts. One that was set twice could not be read back.
             settings.retain(|(name, _)| !name.eq_ignore_ascii_case(&setting.0));
@@ -88,7 +88,7 @@ impl PostgresStore {
 }
 
 /// Applies the settings and reads them back.
-pub(super) async fn pin(connection: &mut PgConnection, settings: &Settings) -> Result<(), StoreError> {
+pub(super) async fn pin(connection: &mut PgConnection, settings: &SessionSettings) -> Result<(), StoreError> {
     let set =
         |(name, value): &(String, String)| format!("set_config({}, {}, false)", text(name), text(value));
     let read = |(name, _): &(String, String)| format!("current_setting({})", text(name));

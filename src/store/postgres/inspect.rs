@@ -7,12 +7,12 @@ use super::{PostgresStore, examine, moved, poll};
 use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
 use crate::store::StoreError;
-use crate::store::inspect::{Inspect, KeyRow, Purpose};
+use crate::store::inspect::{Inspect, KeyWithProfile, Purpose};
 use crate::store::sql::instant::Micros;
 
 #[async_trait]
 impl Inspect for PostgresStore {
-    async fn key_row(&self, prefix: &str) -> Result<Option<KeyRow>, StoreError> {
+    async fn key_row(&self, prefix: &str) -> Result<Option<KeyWithProfile>, StoreError> {
         poll::one_key(&mut self.connect().await?, prefix).await
     }
 

@@ -24,12 +24,12 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
 use sqlx::{ColumnIndex, Connection as _, Row as _};
 use uuid::Uuid;
 
-use self::address::Address;
+use self::address::DatabaseUrl;
 use self::pooler::Vetted;
 use self::session::PostgresSession;
 use super::migrations;
 use super::sql::instant::Micros;
-use super::sql::{self, Link, Pool, SqlStore};
+use super::sql::{self, ConnectionPool, Link, SqlStore};
 use super::{
     AddressError, Adoption, Announcement, ChangeContext, LOCK_TIMEOUT, Migrated, NewMemo, Refusal,
     SchemaVersion, Session, Shadowed, ShadowedKind, Store, StoreError, Touched, UrlSource, Used, day_of,
@@ -47,11 +47,11 @@ const DEFAULT_SCHEMA: &str = "public";
 pub struct PostgresStore {
     source: UrlSource,
     /// The address when it was first read.
-    address: Address,
+    address: DatabaseUrl,
     schema: String,
     lock_timeout: Duration,
     context: ChangeContext,
-    pool: Pool,
+    pool: ConnectionPool,
     vetted: Vetted,
 }
 
@@ -78,7 +78,7 @@ impl PostgresStore {
     ///
     /// The address cannot be read or is invalid, the schema is invalid, or the address names another schema.
     pub fn at(source: UrlSource, schema: Option<&str>) -> Result<Self, AddressError> {
-        let address = Address::parse(&source.read()?)?;
+        let address = DatabaseUrl::parse(&source.read()?)?;
         let schema = match (schema, address.schema.as_deref()) {
             (Some(said), _) if !address::is_schema(said) => {
                 return Err(AddressError::invalid(
@@ -100,7 +100,7 @@ impl PostgresStore {
             schema,
             lock_timeout: LOCK_TIMEOUT,
             context: ChangeContext::default(),
-            pool: Pool::default(),
+            pool: ConnectionPool::default(),
             vetted: Vetted::default(),
         })
     }
@@ -115,7 +115,7 @@ impl PostgresStore {
     /// Sets the maximum number of connections that are kept for management. The default is 1.
     #[must_use]
     pub fn keeping_connections(mut self, most: usize) -> Self {
-        self.pool = Pool::of(most);
+        self.pool = ConnectionPool::of(most);
         self
     }
 
@@ -127,8 +127,8 @@ impl PostgresStore {
     }
 
     /// Returns the current address. Reads the URL file and the password file again.
-    fn address_now(&self) -> Result<Address, StoreError> {
-        let read = self.source.read().and_then(|url| Address::parse(&url));
+    fn address_now(&self) -> Result<DatabaseUrl, StoreError> {
+        let read = self.source.read().and_then(|url| DatabaseUrl::parse(&url));
         let address = read.map_err(|why| StoreError::Unavailable(format!("the database URL: {why}")))?;
         if address.schema.as_ref().is_some_and(|schema| *schema != self.schema) {
             let why = "the database URL names another schema than at the start: restart serve".to_owned();
@@ -158,7 +158,7 @@ impl SqlStore for PostgresStore {
         Self { context, ..self.clone() }
     }
 
-    fn pool(&self) -> &Pool {
+    fn pool(&self) -> &ConnectionPool {
         &self.pool
     }
 

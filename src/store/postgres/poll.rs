@@ -13,7 +13,7 @@ use crate::plan::PlanRow;
 use crate::profile::ProfileRow;
 use crate::record::{KeyRecord, SecretHash};
 use crate::route::{RouteId, RouteRow};
-use crate::store::inspect::KeyRow;
+use crate::store::inspect::KeyWithProfile;
 use crate::store::sql::instant::{Micros, expiry, instant};
 use crate::store::{Change, SnapshotRow, StoreError};
 use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
@@ -208,7 +208,7 @@ pub(super) fn changes() -> String {
 }
 
 /// The header of a response.
-pub(super) struct Header {
+pub(super) struct PollHeader {
     pub(super) snapshot: String,
     pub(super) standby: bool,
     pub(super) now: Timestamp,
@@ -219,7 +219,7 @@ pub(super) struct Header {
     pub(super) tables: String,
 }
 
-impl Header {
+impl PollHeader {
     pub(super) fn read(row: &PgRow) -> Result<Self, StoreError> {
         Ok(Self {
             snapshot: row.try_get("snapshot")?,
@@ -237,7 +237,7 @@ impl Header {
 pub(super) async fn one_key(
     connection: &mut PgConnection,
     prefix: &str,
-) -> Result<Option<KeyRow>, StoreError> {
+) -> Result<Option<KeyWithProfile>, StoreError> {
     let columns = columns("k", &[&[(KEY_PREFIX, "k.key_prefix::text")], KEY]);
     let sql = format!("SELECT {columns} FROM api_keys k WHERE k.key_prefix = $1");
     let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(prefix).fetch_optional(connection).await?;
@@ -248,7 +248,7 @@ pub(super) fn key_row(row: &PgRow) -> Result<SnapshotRow, StoreError> {
     record(row).map(|(record, memo, profile)| SnapshotRow::Key(record, memo, profile))
 }
 
-fn record(row: &PgRow) -> Result<KeyRow, StoreError> {
+fn record(row: &PgRow) -> Result<KeyWithProfile, StoreError> {
     let text = |place: usize| Ok::<_, StoreError>(text(row, place)?.map(|text| text.as_ref().into()));
     let profile =
         ProfileRow { scopes: text(SCOPES)?, networks: text(NETWORKS)?, plan: text(PLAN)?, unreadable: None };

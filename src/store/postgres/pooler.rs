@@ -8,7 +8,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 use tokio::time::timeout;
 
-use super::address::Address;
+use super::address::DatabaseUrl;
 use super::host;
 use crate::store::{CONNECT_TIMEOUT, StoreError};
 
@@ -48,7 +48,10 @@ fn leads_to(options: &PgConnectOptions, listens: &str, port: &str, address: &str
 
 /// Returns whether two connections share backends, as behind a pooler in transaction mode: while the second is in a
 /// transaction, it has the backend of the first, or the first moves to another one. Nothing is set.
-pub(super) async fn shares_backends(first: &mut PgConnection, address: &Address) -> Result<bool, StoreError> {
+pub(super) async fn shares_backends(
+    first: &mut PgConnection,
+    address: &DatabaseUrl,
+) -> Result<bool, StoreError> {
     let limit = address.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
     // Without a second connection nothing can be compared. Each session checks its backend as well.
     let Ok(Ok(mut second)) = timeout(limit, address.options.connect()).await else { return Ok(false) };
@@ -90,7 +93,7 @@ impl Vetted {
     pub(super) async fn check(
         &self,
         connection: &mut PgConnection,
-        address: &Address,
+        address: &DatabaseUrl,
     ) -> Result<(), StoreError> {
         let here = host(&address.options);
         if self.known().as_ref() == Some(&here) {

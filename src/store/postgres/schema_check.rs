@@ -149,17 +149,17 @@ async fn owners(connection: &mut PgConnection) -> Result<Vec<String>, StoreError
 }
 
 /// A part of a table that is missing, and the statement that creates it again; `None` if that is for the operator.
-pub(super) struct Lost {
+pub(super) struct LostPart {
     what: String,
     sql: Option<String>,
     remedy: String,
 }
 
 /// Returns what the tables of tenantgate have lost: keys, defaults, indexes and partitions.
-async fn lost(connection: &mut PgConnection) -> Result<Vec<Lost>, StoreError> {
+async fn lost(connection: &mut PgConnection) -> Result<Vec<LostPart>, StoreError> {
     let mut lost = Vec::new();
     let mut add = |what: String, sql: String| {
-        lost.push(Lost { what, sql: Some(sql), remedy: REMEDY.to_owned() });
+        lost.push(LostPart { what, sql: Some(sql), remedy: REMEDY.to_owned() });
     };
     let keys = "SELECT c.relname::text, i.indisprimary, (
             SELECT string_agg(a.attname, ', ' ORDER BY k.at) FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (num, at)
@@ -188,10 +188,10 @@ async fn lost(connection: &mut PgConnection) -> Result<Vec<Lost>, StoreError> {
         there.insert(name, column);
     }
     // sqlx creates the table of migrations.
-    let migrations = schema_spec::Table {
+    let migrations = schema_spec::TableSpec {
         name: migrations::TABLE,
         keys: vec![(true, "version")],
-        ..schema_spec::Table::default()
+        ..schema_spec::TableSpec::default()
     };
     for table in POSTGRES.iter().flat_map(|(_, _, sql)| schema_spec::tables(sql)).chain([migrations]) {
         let name = table.name;
@@ -249,7 +249,7 @@ async fn lost(connection: &mut PgConnection) -> Result<Vec<Lost>, StoreError> {
 }
 
 /// Returns the months of usage that are not partitions any more, so that reports do not count them.
-async fn detached(connection: &mut PgConnection) -> Result<Vec<Lost>, StoreError> {
+async fn detached(connection: &mut PgConnection) -> Result<Vec<LostPart>, StoreError> {
     let sql = "SELECT c.relname::text, format('ALTER TABLE tenantgate_usage ATTACH PARTITION %I %s', c.relname,
             CASE WHEN c.relname = 'tenantgate_usage_default' THEN 'DEFAULT' ELSE
                 format('FOR VALUES FROM (%L) TO (%L)', first, (first + interval '1 month')::date) END)
@@ -260,7 +260,7 @@ async fn detached(connection: &mut PgConnection) -> Result<Vec<Lost>, StoreError
         ORDER BY 1";
     let lost = |row: &sqlx::postgres::PgRow| {
         let (name, attach): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-        Ok(Lost {
+        Ok(LostPart {
             what: format!("{name} is not a partition of tenantgate_usage: reports do not count its requests"),
             sql: None,
             remedy: format!("run {attach}"),
@@ -274,7 +274,7 @@ pub(super) async fn parts(connection: &mut PgConnection) -> Result<Vec<Finding>,
     const CHECK: &str = "database.parts";
     let lost = lost(connection).await?;
     let fine = || vec![Finding::ok(CHECK, "keys, defaults, indexes and partitions match the migrations")];
-    let bad = |lost: Lost| Finding::bad(CHECK, lost.what, lost.remedy);
+    let bad = |lost: LostPart| Finding::bad(CHECK, lost.what, lost.remedy);
     Ok(if lost.is_empty() { fine() } else { lost.into_iter().map(bad).collect() })
 }
 
@@ -284,7 +284,7 @@ pub(super) async fn mend_parts(connection: &mut PgConnection) -> Result<Vec<Stri
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
     }
     let mut mended = Vec::new();
-    for Lost { what, sql, .. } in lost(&mut *connection).await? {
+    for LostPart { what, sql, .. } in lost(&mut *connection).await? {
         let Some(sql) = sql else { continue };
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
         mended.push(what);

@@ -18,7 +18,7 @@ use tokio_stream::StreamExt as _;
 
 use super::PostgresStore;
 use super::connection::pin;
-use super::poll::{self, Header, REC};
+use super::poll::{self, PollHeader, REC};
 use crate::store::{CONNECT_TIMEOUT, Changes, Session, SnapshotRow, StoreError, SyncPoint};
 
 const CHANNEL: &str = "tenantgate_change";
@@ -87,7 +87,7 @@ impl Session for PostgresSession {
         while let Some(row) = rows.next().await {
             let row = row?;
             match row.try_get(REC)? {
-                "h" => header = Some(Header::read(&row)?),
+                "h" => header = Some(PollHeader::read(&row)?),
                 "t" => sink(SnapshotRow::Tenant(poll::tenant_row(&row)?)),
                 "p" => sink(SnapshotRow::Plan(poll::plan_row(&row)?)),
                 "r" => sink(SnapshotRow::Route(poll::route_row(&row)?)),
@@ -123,7 +123,7 @@ impl Session for PostgresSession {
         while let Some(row) = rows.next().await {
             let row = row?;
             match row.try_get(REC)? {
-                "h" => header = Some(Header::read(&row)?),
+                "h" => header = Some(PollHeader::read(&row)?),
                 "t" => changes.push(poll::tenant_change(&row)?),
                 "p" => changes.push(poll::plan_change(&row)?),
                 "r" => changes.push(poll::route_change(&row)?),
@@ -219,7 +219,7 @@ impl PostgresSession {
         Ok(Foundation { identity, log, triggers: row.try_get("triggers")? })
     }
 
-    fn sync_point(&self, header: Header) -> SyncPoint {
+    fn sync_point(&self, header: PollHeader) -> SyncPoint {
         let newest = header.newest.as_ref().or(self.pruned.as_ref());
         SyncPoint {
             now: Some(header.now),
@@ -232,7 +232,7 @@ impl PostgresSession {
     }
 
     /// Checks that a response came from the expected backend of the primary, and remembers its snapshot.
-    fn accept(&mut self, header: Option<Header>) -> Result<Header, StoreError> {
+    fn accept(&mut self, header: Option<PollHeader>) -> Result<PollHeader, StoreError> {
         let header = header.ok_or_else(|| StoreError::Unavailable("the database returned no rows".into()))?;
         if header.standby {
             return Err(standby());

@@ -11,7 +11,7 @@ use sqlx::{
     AssertSqlSafe, Column as _, Executor as _, Row as _, SqlSafeStr as _, Statement as _, TypeInfo as _,
 };
 
-use self::columns::{Kind, REQUIRED_COLUMNS, columns, wanted, wrong_columns};
+use self::columns::{ColumnKind, REQUIRED_COLUMNS, columns, wanted, wrong_columns};
 pub(super) use self::revoke_where::revoke;
 use self::revoke_where::wrong_values;
 use crate::store::migrations::POSTGRES;
@@ -44,7 +44,7 @@ pub(super) async fn adopt(
     let mut notes = make_way(&mut *connection).await?;
     notes.extend(checks(&mut *connection).await?);
     for ((table, name), column) in columns.iter().filter(|(_, column)| column.type_name == "timestamp") {
-        if wanted(table, name).is_none_or(|(_, _, kind, ..)| *kind != Kind::Instant) {
+        if wanted(table, name).is_none_or(|(_, _, kind, ..)| *kind != ColumnKind::Instant) {
             continue;
         }
         let mut sql = format!(
@@ -179,7 +179,7 @@ pub(super) async fn examine(connection: &mut PgConnection) -> Result<Vec<String>
     );
     let naive = columns.iter().filter(|((table, name), column)| {
         column.type_name == "timestamp"
-            && wanted(table, name).is_some_and(|(_, _, kind, ..)| *kind == Kind::Instant)
+            && wanted(table, name).is_some_and(|(_, _, kind, ..)| *kind == ColumnKind::Instant)
     });
     wrong.extend(
         naive.map(|((table, name), column)| {

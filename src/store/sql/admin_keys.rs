@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::Sets;
 use super::connection::{Link, query};
 use super::row::SqlRow;
-use super::value::Value;
+use super::value::SqlValue;
 use crate::audit::{Action, Draft};
 use crate::clock::Timestamp;
 use crate::permission::{AdminKey, AdminKeyId, Authority, Permissions, Reach};
@@ -68,7 +68,7 @@ fn tenants(reach: &Reach) -> Option<String> {
 
 /// A management key in the audit log: without its hash and its last use.
 #[derive(Serialize)]
-struct Shown<'a> {
+struct AuditedAdminKey<'a> {
     id: String,
     key_prefix: &'a str,
     name: &'a str,
@@ -80,7 +80,7 @@ struct Shown<'a> {
     revoked_at: Option<String>,
 }
 
-impl<'a> From<&'a AdminKey> for Shown<'a> {
+impl<'a> From<&'a AdminKey> for AuditedAdminKey<'a> {
     fn from(key: &'a AdminKey) -> Self {
         let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
         Self {
@@ -119,7 +119,7 @@ pub(super) async fn chain(
 async fn links(
     link: &mut Link<'_>,
     is_first: &str,
-    value: impl Into<Value>,
+    value: impl Into<SqlValue>,
 ) -> Result<Vec<SqlRow>, StoreError> {
     let sql = format!(
         "WITH RECURSIVE chain (link, creator_of_link, depth) AS (
@@ -174,7 +174,8 @@ pub(super) async fn insert(link: &mut Link<'_>, new: &NewAdminKey) -> Result<(Ad
     let query = query.bind(key.given.permissions.to_string()).bind(tenants(&key.given.reach));
     let query = query.bind(key.created_by.map(|id| id.0)).bind(key.created_at).bind(key.given.expires_at);
     let key = admin_key_of(&query.fetch_one(link).await?)?;
-    let draft = Draft::of(Action::AdminKeyCreate, key.id.0.to_string(), None::<&()>, &Shown::from(&key));
+    let draft =
+        Draft::of(Action::AdminKeyCreate, key.id.0.to_string(), None::<&()>, &AuditedAdminKey::from(&key));
     Ok((key, draft))
 }
 
@@ -199,7 +200,7 @@ pub(super) async fn change(
         .set("revoked_at", before.revoked_at != after.revoked_at, after.revoked_at)
         .run(TABLE, id.0, link)
         .await?;
-    let (was, is) = (Shown::from(&before), Shown::from(&after));
+    let (was, is) = (AuditedAdminKey::from(&before), AuditedAdminKey::from(&after));
     let draft = (before != after).then(|| Draft::of(action, id.0.to_string(), Some(&was), &is));
     Ok(Some((after, draft)))
 }

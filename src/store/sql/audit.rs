@@ -7,7 +7,7 @@
 use super::connection::{Link, query};
 use super::rows::entry_of;
 use super::value::Conditions;
-use crate::audit::{Author, Draft, Entry, Head};
+use crate::audit::{AuditEntry, Author, Draft, LogHead};
 use crate::clock::Timestamp;
 use crate::store::{AuditFilter, StoreError};
 
@@ -32,7 +32,7 @@ pub(in crate::store) async fn append(
 }
 
 /// Returns the time of the database, and the end of the log.
-async fn head(link: &mut Link<'_>) -> Result<(Timestamp, Head), StoreError> {
+async fn head(link: &mut Link<'_>) -> Result<(Timestamp, LogHead), StoreError> {
     let now = link.dialect().now;
     let sql = format!(
         "SELECT {now} AS now, a.seq, a.hash FROM (SELECT 1) AS one
@@ -40,13 +40,13 @@ async fn head(link: &mut Link<'_>) -> Result<(Timestamp, Head), StoreError> {
     );
     let row = query(sql).fetch_one(link).await?;
     let head = match (row.get("seq")?, row.get("hash")?) {
-        (Some(seq), Some(hash)) => Head { seq, hash },
-        _ => Head::default(),
+        (Some(seq), Some(hash)) => LogHead { seq, hash },
+        _ => LogHead::default(),
     };
     Ok((row.instant("now")?.unwrap_or_default(), head))
 }
 
-async fn insert(link: &mut Link<'_>, entry: &Entry) -> Result<(), StoreError> {
+async fn insert(link: &mut Link<'_>, entry: &AuditEntry) -> Result<(), StoreError> {
     let json = link.dialect().json;
     let sql = format!(
         "INSERT INTO tenantgate_audit_log (seq, at, actor, action, subject, before, after, request_id, address, hash)
@@ -81,7 +81,7 @@ pub(super) async fn entries(
     filter: &AuditFilter,
     after: i64,
     page: i64,
-) -> Result<Vec<Entry>, StoreError> {
+) -> Result<Vec<AuditEntry>, StoreError> {
     let wanted = wanted(link, filter).and("seq > ?", Some(after));
     let sql = format!(
         "SELECT seq, at, actor, action, subject, CAST(before AS text) AS before, CAST(after AS text) AS after,

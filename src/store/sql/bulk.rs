@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::connection::{Link, query};
 use super::rows::{KEY, TENANT, stored_key_of};
-use super::value::{Conditions, Value};
+use super::value::{Conditions, SqlValue};
 use super::{Dialect, tenants};
 use crate::key::KeyId;
 use crate::labels::Labels;
@@ -102,8 +102,8 @@ pub(super) async fn tenants_named(link: &mut Link<'_>, names: &[String]) -> Resu
 }
 
 /// Converts labels to a parameter: NULL if there are none.
-pub(super) fn labels(labels: &Labels) -> Value {
-    Value::Json((!labels.is_empty()).then(|| labels.to_string()))
+pub(super) fn labels(labels: &Labels) -> SqlValue {
+    SqlValue::Json((!labels.is_empty()).then(|| labels.to_string()))
 }
 
 pub(super) async fn import_keys(link: &mut Link<'_>, keys: &[ImportedKey]) -> Result<(), StoreError> {
@@ -127,7 +127,7 @@ pub(super) async fn import_keys(link: &mut Link<'_>, keys: &[ImportedKey]) -> Re
         "plan",
         "labels",
     ];
-    let values = |key: &ImportedKey| -> [Value; 18] {
+    let values = |key: &ImportedKey| -> [SqlValue; 18] {
         [
             key.new.id.into(),
             (&key.new.prefix).into(),
@@ -154,7 +154,7 @@ pub(super) async fn import_keys(link: &mut Link<'_>, keys: &[ImportedKey]) -> Re
 
 pub(super) async fn import_tenants(link: &mut Link<'_>, tenants: &[Tenant]) -> Result<(), StoreError> {
     let columns = ["id", "name", "db_schema_name", "status", "mode", "plan", "created_at"];
-    let values = |tenant: &Tenant| -> [Value; 7] {
+    let values = |tenant: &Tenant| -> [SqlValue; 7] {
         [
             tenant.id.into(),
             (&tenant.name).into(),

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Postgres, Sqlite};
 
 use super::instant::Micros;
 use super::row::SqlRow;
-use super::value::{Conditions, Value};
+use super::value::{Conditions, SqlValue};
 use super::{Dialect, POSTGRES, SQLITE};
 use crate::store::StoreError;
 
@@ -140,13 +140,13 @@ impl Link<'_> {
         &mut self,
         table: &str,
         columns: [&str; N],
-        rows: Vec<[Value; N]>,
+        rows: Vec<[SqlValue; N]>,
     ) -> Result<(), StoreError> {
         let into = format!("INSERT INTO {table} ({}) SELECT", columns.join(", "));
         let numbers = 0..N;
         match self {
             Self::Postgres(_) => {
-                let arrays: Vec<_> = numbers.map(|column| Value::column(&rows, column)).collect();
+                let arrays: Vec<_> = numbers.map(|column| SqlValue::column(&rows, column)).collect();
                 let all = arrays
                     .iter()
                     .enumerate()
@@ -157,7 +157,7 @@ impl Link<'_> {
             Self::Sqlite(_) => {
                 let all: Vec<_> = numbers.map(|column| format!("value ->> {column}")).collect();
                 let rows: Vec<Vec<_>> =
-                    rows.into_iter().map(|row| row.into_iter().map(Value::text).collect()).collect();
+                    rows.into_iter().map(|row| row.into_iter().map(SqlValue::text).collect()).collect();
                 let json = serde_json::to_string(&rows).unwrap_or_default();
                 query(format!("{into} {} FROM json_each($1)", all.join(", "))).bind(json).execute(self).await
             }
@@ -168,7 +168,7 @@ impl Link<'_> {
 /// A statement and its parameters.
 pub(in crate::store) struct Query {
     sql: String,
-    values: Vec<Value>,
+    values: Vec<SqlValue>,
 }
 
 /// Starts a query from its SQL.
@@ -178,7 +178,7 @@ pub(in crate::store) fn query(sql: impl Into<String>) -> Query {
 
 impl Query {
     /// Adds the next parameter.
-    pub(in crate::store) fn bind(mut self, value: impl Into<Value>) -> Self {
+    pub(in crate::store) fn bind(mut self, value: impl Into<SqlValue>) -> Self {
         self.values.push(value.into());
         self
     }
@@ -237,23 +237,25 @@ impl Query {
     fn postgres(self) -> SqlxQuery<'static, Postgres, PgArguments> {
         let query = sqlx::query(AssertSqlSafe(self.sql));
         self.values.into_iter().fold(query, |query, value| match value {
-            Value::Id(id) => query.bind(id),
-            Value::Ids(ids) => query.bind(ids),
-            Value::Instant(at) => query.bind(at.map(Micros)),
-            Value::Instants(all) => query.bind(all.into_iter().map(|at| at.map(Micros)).collect::<Vec<_>>()),
-            Value::Number(number) => query.bind(number),
-            Value::Text(text) | Value::Json(text) => query.bind(text),
-            Value::Texts(texts) | Value::Jsons(texts) => query.bind(texts),
-            Value::Flag(flag) => query.bind(flag),
-            Value::Flags(flags) => query.bind(flags),
+            SqlValue::Id(id) => query.bind(id),
+            SqlValue::Ids(ids) => query.bind(ids),
+            SqlValue::Instant(at) => query.bind(at.map(Micros)),
+            SqlValue::Instants(all) => {
+                query.bind(all.into_iter().map(|at| at.map(Micros)).collect::<Vec<_>>())
+            }
+            SqlValue::Number(number) => query.bind(number),
+            SqlValue::Text(text) | SqlValue::Json(text) => query.bind(text),
+            SqlValue::Texts(texts) | SqlValue::Jsons(texts) => query.bind(texts),
+            SqlValue::Flag(flag) => query.bind(flag),
+            SqlValue::Flags(flags) => query.bind(flags),
         })
     }
 
     fn sqlite(self) -> SqlxQuery<'static, Sqlite, SqliteArguments> {
         let query = sqlx::query(AssertSqlSafe(self.sql));
         self.values.into_iter().fold(query, |query, value| match value {
-            Value::Number(number) => query.bind(number),
-            Value::Flag(flag) => query.bind(flag),
+            SqlValue::Number(number) => query.bind(number),
+            SqlValue::Flag(flag) => query.bind(flag),
             other => query.bind(other.text()),
         })
     }

@@ -4,7 +4,7 @@ use super::Sets;
 use super::bulk::labels;
 use super::connection::{Link, query};
 use super::rows::{KEY, key_of};
-use super::value::Value;
+use super::value::SqlValue;
 use crate::key::KeyId;
 use crate::record::KeyDetails;
 use crate::store::{NewKey, StoreError};
@@ -51,6 +51,6 @@ pub(super) async fn update(
         .set("networks", was.networks != is.networks, &is.networks)
         .set("plan", was.plan != is.plan, &is.plan)
         .set("labels", was.labels != is.labels, labels(&is.labels))
-        .run("api_keys", Value::from(after.id), link)
+        .run("api_keys", SqlValue::from(after.id), link)
         .await
 }

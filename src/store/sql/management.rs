@@ -13,7 +13,7 @@ use super::{
     PooledConnection, Sets, SqlStore, acquire, admin_keys, audit, bulk, change, change_admin_key,
     idempotency, key_list, plans, routes, tenant_list, tenants, usage,
 };
-use crate::audit::{Action, Draft, Entry};
+use crate::audit::{Action, AuditEntry, Draft};
 use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::permission::{AdminKey, AdminKeyId, Reach};
@@ -456,7 +456,7 @@ impl<S: SqlStore> Management for S {
         filter: &AuditFilter,
         after: i64,
         page: i64,
-    ) -> Result<Vec<Entry>, StoreError> {
+    ) -> Result<Vec<AuditEntry>, StoreError> {
         audit::entries(&mut acquire(self).await?.link(), filter, after, page).await
     }
 

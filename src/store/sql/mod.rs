@@ -28,11 +28,11 @@ mod value;
 use async_trait::async_trait;
 
 pub(super) use self::connection::{Connection, FileIds, Link};
-pub(super) use self::pool::Pool;
+pub(super) use self::pool::ConnectionPool;
 use self::pool::PooledConnection;
 pub(super) use self::row::{SqlRow, sqlite_text};
 pub(super) use self::rows::{TENANT, tenant_of};
-use self::value::Value;
+use self::value::SqlValue;
 use super::{Adoption, ChangeContext, Migrated, SchemaVersion, Store, StoreError};
 use crate::permission::AdminKeyId;
 use crate::tenant::Tenant;
@@ -162,7 +162,7 @@ pub(super) trait SqlStore: Store + Clone + 'static {
     fn with_context(&self, context: ChangeContext) -> Self;
 
     /// Returns the connections.
-    fn pool(&self) -> &Pool;
+    fn pool(&self) -> &ConnectionPool;
 
     /// Opens a connection.
     async fn open(&self) -> Result<Connection, StoreError>;
@@ -240,12 +240,12 @@ async fn tenants(query: connection::Query, link: &mut Link<'_>) -> Result<Vec<Te
 #[derive(Default)]
 struct Sets {
     columns: Vec<String>,
-    values: Vec<Value>,
+    values: Vec<SqlValue>,
 }
 
 impl Sets {
     /// Adds a column if its value differs. The name is inserted into the SQL unquoted.
-    fn set(mut self, column: &str, differs: bool, value: impl Into<Value>) -> Self {
+    fn set(mut self, column: &str, differs: bool, value: impl Into<SqlValue>) -> Self {
         if differs {
             self.columns.push(column.to_owned());
             self.values.push(value.into());
@@ -254,7 +254,7 @@ impl Sets {
     }
 
     /// Updates the row with this id. Does nothing without columns.
-    async fn run(self, table: &str, id: impl Into<Value>, link: &mut Link<'_>) -> Result<(), StoreError> {
+    async fn run(self, table: &str, id: impl Into<SqlValue>, link: &mut Link<'_>) -> Result<(), StoreError> {
         self.run_where(table, "id", id, link).await
     }
 
@@ -263,15 +263,15 @@ impl Sets {
         self,
         table: &str,
         key: &str,
-        value: impl Into<Value>,
+        value: impl Into<SqlValue>,
         link: &mut Link<'_>,
     ) -> Result<(), StoreError> {
         if self.columns.is_empty() {
             return Ok(());
         }
         let jsonb = link.dialect().jsonb;
-        let set = |(at, (column, value)): (usize, (&String, &Value))| {
-            let cast = if matches!(value, Value::Json(_)) { jsonb } else { "" };
+        let set = |(at, (column, value)): (usize, (&String, &SqlValue))| {
+            let cast = if matches!(value, SqlValue::Json(_)) { jsonb } else { "" };
             format!("{column} = ${}{cast}", at + 2)
         };
         let sets: Vec<_> = self.columns.iter().zip(&self.values).enumerate().map(set).collect();

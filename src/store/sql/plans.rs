@@ -6,19 +6,19 @@ use super::Sets;
 use super::connection::{Link, Query, query};
 use super::row::SqlRow;
 use crate::audit::{Action, Draft};
-use crate::plan::{Counted, PlanRow};
+use crate::plan::{LimitKind, PlanRow};
 use crate::store::{Check, PlanChange, PlanUses, StoreError};
 
 const PLAN: &str = "name, request_limit, total_limit, input_limit, output_limit";
 
 fn plan_of(row: &SqlRow) -> Result<PlanRow, StoreError> {
-    let [request, total, input, output] = Counted::ALL.map(|counted| row.get(counted.as_str()));
+    let [request, total, input, output] = LimitKind::ALL.map(|counted| row.get(counted.as_str()));
     Ok(PlanRow { name: row.get("name")?, limits: [request?, total?, input?, output?] })
 }
 
 /// Returns a plan in the audit log: its name and the limits that are set, by column.
 fn shown(plan: &PlanRow) -> BTreeMap<&'static str, &str> {
-    let limits = Counted::ALL.iter().zip(&plan.limits);
+    let limits = LimitKind::ALL.iter().zip(&plan.limits);
     let limits = limits.filter_map(|(counted, limit)| Some((counted.as_str(), limit.as_deref()?)));
     limits.chain([("name", plan.name.as_str())]).collect()
 }
@@ -54,7 +54,7 @@ pub(super) async fn change(
     let Some(before) = to_change(link, name).await? else { return Ok(None) };
     let mut after = before.clone();
     make(&mut after)?;
-    let changed = Counted::ALL.iter().zip(&before.limits).zip(&after.limits);
+    let changed = LimitKind::ALL.iter().zip(&before.limits).zip(&after.limits);
     let sets =
         changed.fold(Sets::default(), |sets, ((counted, was), is)| sets.set(counted.as_str(), was != is, is));
     sets.run_where("tenantgate_plan", "name", name, link).await?;

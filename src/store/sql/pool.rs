@@ -14,14 +14,14 @@ use crate::store::StoreError;
 
 /// Connections to one database.
 #[derive(Clone)]
-pub(in crate::store) struct Pool {
+pub(in crate::store) struct ConnectionPool {
     /// The idle connections.
     idle: Arc<Mutex<Vec<Connection>>>,
     /// One permit for each connection that may still be taken.
     free: Arc<Semaphore>,
 }
 
-impl Pool {
+impl ConnectionPool {
     /// Creates a pool of at most `most` connections, each opened when it is first needed.
     pub(in crate::store) fn of(most: usize) -> Self {
         Self { idle: Arc::default(), free: Arc::new(Semaphore::new(most)) }
@@ -56,7 +56,7 @@ impl Pool {
 }
 
 /// A pool of one connection, for commands.
-impl Default for Pool {
+impl Default for ConnectionPool {
     fn default() -> Self {
         Self::of(1)
     }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::Sets;
 use super::connection::{Link, query};
 use super::row::SqlRow;
-use super::value::Value;
+use super::value::SqlValue;
 use crate::route::{RouteId, RouteRow};
 use crate::store::{RoutesChange, StoreError};
 
@@ -80,7 +80,7 @@ pub(super) async fn write(link: &mut Link<'_>, change: &RoutesChange) -> Result<
         return Ok(());
     }
     let columns = ["id", "name", "host", "method", "path", "mode", "scopes", "shadow"];
-    let values = |route: &RouteRow| -> [Value; 8] {
+    let values = |route: &RouteRow| -> [SqlValue; 8] {
         [
             route.id.0.into(),
             (&route.name).into(),

@@ -2,7 +2,7 @@
 
 use super::instant::INFINITY;
 use super::row::SqlRow;
-use crate::audit::Entry;
+use crate::audit::AuditEntry;
 use crate::key::KeyId;
 use crate::labels::Labels;
 use crate::profile::Unreadable;
@@ -87,8 +87,8 @@ pub(super) fn shadowed_of(row: &SqlRow) -> Result<Shadowed, StoreError> {
     })
 }
 
-pub(super) fn entry_of(row: &SqlRow) -> Result<Entry, StoreError> {
-    Ok(Entry {
+pub(super) fn entry_of(row: &SqlRow) -> Result<AuditEntry, StoreError> {
+    Ok(AuditEntry {
         seq: row.get("seq")?,
         at: row.instant("at")?.unwrap_or_default(),
         actor: row.get("actor")?,

@@ -17,14 +17,14 @@ const COLUMNS: &str = "id, admin_key_id, created_at, last_seen_at, address, user
 
 /// A session in the audit log.
 #[derive(Serialize)]
-struct Shown<'a> {
+struct AuditedSession<'a> {
     session: String,
     created_at: String,
     address: Option<&'a str>,
     user_agent: Option<&'a str>,
 }
 
-impl<'a> From<&'a AdminSession> for Shown<'a> {
+impl<'a> From<&'a AdminSession> for AuditedSession<'a> {
     fn from(session: &'a AdminSession) -> Self {
         Self {
             session: session.id.0.to_string(),
@@ -96,7 +96,7 @@ impl<S: SqlStore> AdminSessions for S {
         query(sql).bind(began).bind(seen).execute(link).await?;
         insert(link, token, session).await?;
         let subject = session.key.0.to_string();
-        let draft = Draft::of(Action::AdminKeySignIn, subject, None::<&()>, &Shown::from(session));
+        let draft = Draft::of(Action::AdminKeySignIn, subject, None::<&()>, &AuditedSession::from(session));
         audit::append(link, &self.context().author, [draft]).await?;
         connection.commit().await
     }
@@ -134,7 +134,11 @@ impl<S: SqlStore> AdminSessions for S {
         let rows = query(sql).bind(id).fetch_all(link).await?;
         let ended: Vec<_> = rows.iter().map(session_of).collect::<Result<_, _>>()?;
         let draft = |session: &AdminSession| {
-            Draft::of_removed(Action::AdminKeySignOut, session.key.0.to_string(), &Shown::from(session))
+            Draft::of_removed(
+                Action::AdminKeySignOut,
+                session.key.0.to_string(),
+                &AuditedSession::from(session),
+            )
         };
         let drafts: Vec<_> = ended.iter().map(draft).collect();
         audit::append(link, &self.context().author, drafts).await?;

@@ -8,7 +8,7 @@ use crate::key::KeyId;
 use crate::tenant::TenantId;
 
 /// A parameter of a query.
-pub(in crate::store) enum Value {
+pub(in crate::store) enum SqlValue {
     Id(Option<Uuid>),
     Ids(Vec<Option<Uuid>>),
     Instant(Option<Timestamp>),
@@ -22,7 +22,7 @@ pub(in crate::store) enum Value {
     Texts(Vec<Option<String>>),
 }
 
-impl Value {
+impl SqlValue {
     /// Converts the value to the text that SQLite stores. Lists become JSON arrays.
     pub(super) fn text(self) -> Option<String> {
         let json = |list: &[Option<String>]| serde_json::to_string(list).unwrap_or_default();
@@ -78,7 +78,7 @@ impl Value {
 /// Defines the conversion of each type to a parameter.
 macro_rules! values {
     ($($from:ty => $value:expr),* $(,)?) => {
-        $(impl From<$from> for Value {
+        $(impl From<$from> for SqlValue {
             fn from(from: $from) -> Self {
                 let value: fn($from) -> Self = $value;
                 value(from)
@@ -111,12 +111,12 @@ values! {
 #[derive(Default)]
 pub(in crate::store) struct Conditions {
     conditions: Vec<String>,
-    pub(super) values: Vec<Value>,
+    pub(super) values: Vec<SqlValue>,
 }
 
 impl Conditions {
     /// Adds a condition, unless the value is `None`. Each `?` in it stands for the value.
-    pub(in crate::store) fn and(mut self, condition: &str, value: Option<impl Into<Value>>) -> Self {
+    pub(in crate::store) fn and(mut self, condition: &str, value: Option<impl Into<SqlValue>>) -> Self {
         if let Some(value) = value {
             self.conditions.push(condition.replace('?', &format!("${}", self.next())));
             self.values.push(value.into());
@@ -128,8 +128,8 @@ impl Conditions {
     pub(in crate::store) fn and_two(
         mut self,
         condition: &str,
-        first: impl Into<Value>,
-        second: impl Into<Value>,
+        first: impl Into<SqlValue>,
+        second: impl Into<SqlValue>,
     ) -> Self {
         let (one, two) = (format!("${}", self.next()), format!("${}", self.next() + 1));
         self.conditions.push(condition.replacen('?', &one, 1).replacen('?', &two, 1));
@@ -144,7 +144,7 @@ impl Conditions {
     }
 
     /// Adds a condition that already contains the number of its parameter.
-    pub(super) fn with(mut self, condition: String, value: impl Into<Value>) -> Self {
+    pub(super) fn with(mut self, condition: String, value: impl Into<SqlValue>) -> Self {
         self.conditions.push(condition);
         self.values.push(value.into());
         self

@@ -14,13 +14,13 @@ use super::session::key_row;
 use super::{LINKED, SqliteStore, applied};
 use crate::clock::{Clock, Timestamp};
 use crate::diagnostics::Finding;
-use crate::store::inspect::{Inspect, KeyRow, Purpose};
+use crate::store::inspect::{Inspect, KeyWithProfile, Purpose};
 use crate::store::migrations::{self, SQLITE, SQLITE_OBJECTS};
 use crate::store::{StoreError, schema_spec};
 
 #[async_trait]
 impl Inspect for SqliteStore {
-    async fn key_row(&self, prefix: &str) -> Result<Option<KeyRow>, StoreError> {
+    async fn key_row(&self, prefix: &str) -> Result<Option<KeyWithProfile>, StoreError> {
         key_row(&mut self.connect().await?, prefix).await
     }
 

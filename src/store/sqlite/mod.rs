@@ -28,7 +28,7 @@ use uuid::Uuid;
 use self::files::Files;
 use self::session::SqliteSession;
 use super::migrations;
-use super::sql::{self, Link, Pool, SqlStore};
+use super::sql::{self, ConnectionPool, Link, SqlStore};
 use super::{
     AddressError, Adoption, Announcement, ChangeContext, LOCK_TIMEOUT, Migrated, NewMemo, Refusal,
     SchemaVersion, Session, Shadowed, Store, StoreError, Touched, Used, day_of,
@@ -44,7 +44,7 @@ pub struct SqliteStore {
     context: ChangeContext,
     /// Whether the file may be created. A file that has existed is not created again if it disappears.
     may_create: Arc<AtomicBool>,
-    pool: Pool,
+    pool: ConnectionPool,
 }
 
 impl std::fmt::Debug for SqliteStore {
@@ -75,7 +75,7 @@ impl SqliteStore {
             options,
             context: ChangeContext::default(),
             may_create: Arc::new(AtomicBool::new(true)),
-            pool: Pool::default(),
+            pool: ConnectionPool::default(),
         })
     }
 
@@ -89,7 +89,7 @@ impl SqliteStore {
     /// Sets the maximum number of connections that are kept for management. The default is 1.
     #[must_use]
     pub fn keeping_connections(mut self, most: usize) -> Self {
-        self.pool = Pool::of(most);
+        self.pool = ConnectionPool::of(most);
         self
     }
 
@@ -168,7 +168,7 @@ impl SqlStore for SqliteStore {
         Self { context, ..self.clone() }
     }
 
-    fn pool(&self) -> &Pool {
+    fn pool(&self) -> &ConnectionPool {
         &self.pool
     }
 

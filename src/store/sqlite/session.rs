@@ -24,7 +24,7 @@ use crate::key::KeyId;
 use crate::profile::{ProfileRow, Unreadable};
 use crate::record::{KeyRecord, Memo, SecretHash};
 use crate::route::RouteId;
-use crate::store::inspect::KeyRow;
+use crate::store::inspect::KeyWithProfile;
 use crate::store::sql::{self, FileIds, TENANT, tenant_of};
 use crate::store::{Change, Changes, LOCK_TIMEOUT, Session, SnapshotRow, StoreError, SyncPoint};
 use crate::tenant::TenantId;
@@ -291,7 +291,7 @@ async fn change_of(
 pub(super) async fn key_row(
     connection: &mut SqliteConnection,
     prefix: &str,
-) -> Result<Option<KeyRow>, StoreError> {
+) -> Result<Option<KeyWithProfile>, StoreError> {
     Ok(one_key(connection, prefix).await?.map(RawKey::record))
 }
 

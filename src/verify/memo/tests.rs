@@ -19,7 +19,7 @@ fn record(id: u128, tenant: u128, hash: &str) -> KeyRecord {
 
 fn keyring(peppers: &[&str]) -> Keyring {
     let peppers = peppers.iter().map(|text| Pepper::parse_all(text).unwrap().remove(0)).collect();
-    Keyring::new(Peppers::new(peppers, Policy::Optional)).unwrap()
+    Keyring::new(Peppers::new(peppers, MemoPolicy::Optional)).unwrap()
 }
 
 /// Two peppers, as in a file.

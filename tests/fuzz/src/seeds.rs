@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use prost::Message as _;
 use tenantgate::ext_authz::proto::envoy::service::auth::v3::CheckRequest;
 
-use crate::model::KEY_HEADER;
 use crate::fixtures::KEYS;
+use crate::model::KEY_HEADER;
 use crate::wire;
 
 /// Writes the seeds of a target into the directory in `FUZZ_SEEDS`, if it is set. libFuzzer reads them afterwards.

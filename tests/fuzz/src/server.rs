@@ -9,7 +9,7 @@ use tenantgate::audit::{Action, Actor};
 use tenantgate::batch_writer::Schedule;
 use tenantgate::clock::{ManualClock, SystemClock, Timestamp};
 use tenantgate::config;
-use tenantgate::ext_authz::translate::{ResponseContent, ResponseOptions, write_response, read};
+use tenantgate::ext_authz::translate::{ResponseContent, ResponseOptions, read, write_response};
 use tenantgate::gate::{self, Gate, View};
 use tenantgate::key::KeyId;
 use tenantgate::last_used::LastUsed;
@@ -28,8 +28,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::model::KEY_HEADER;
 use crate::fixtures::{KEYS, State, TENANTS};
+use crate::model::KEY_HEADER;
 
 /// The lowest cost of bcrypt.
 const COST: u32 = 4;
@@ -101,8 +101,12 @@ impl House {
         let replica = Replica::default();
         runtime.block_on(async {
             let mut loaded = replica.generation();
-            let sync =
-                Sync::new(replica.clone(), database.store.clone(), clock.clone(), sync::SyncOptions::default());
+            let sync = Sync::new(
+                replica.clone(),
+                database.store.clone(),
+                clock.clone(),
+                sync::SyncOptions::default(),
+            );
             tokio::select! {
                 error = sync.run() => panic!("{error}"),
                 _ = loaded.changed() => {}
@@ -111,7 +115,14 @@ impl House {
         let keyring = Keyring::new(Peppers::default()).expect("randomness");
         let verifier = Verifier::start(verify::VerifyOptions::default(), keyring).expect("threads");
         let memos = MemoWriter::new(Peppers::default(), Schedule::every(Duration::from_secs(1)));
-        let gate = Gate::new(replica, verifier, LastUsed::new(Schedule::every(Duration::from_secs(30))), memos, clock, gate::GateOptions::default());
+        let gate = Gate::new(
+            replica,
+            verifier,
+            LastUsed::new(Schedule::every(Duration::from_secs(30))),
+            memos,
+            clock,
+            gate::GateOptions::default(),
+        );
         Self { runtime, gate, request: reading(), response: response_options() }
     }
 
@@ -139,7 +150,11 @@ impl House {
 
 /// Reads both places of keys.
 pub fn reading() -> request::RequestOptions {
-    request::RequestOptions { key_header: KEY_HEADER.into(), accept_bearer: true, ..request::RequestOptions::default() }
+    request::RequestOptions {
+        key_header: KEY_HEADER.into(),
+        accept_bearer: true,
+        ..request::RequestOptions::default()
+    }
 }
 
 /// The format of answers.
@@ -157,7 +172,7 @@ pub struct Served {
 impl Served {
     /// Starts it and waits until it has loaded everything.
     pub fn start() -> Self {
-        use tenantgate::server::{Address, Settings, serve};
+        use tenantgate::server::{ListenAddress, ServerSettings, serve};
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -165,8 +180,8 @@ impl Served {
             .expect("a runtime");
         let Database { store, directory } = runtime.block_on(Database::furnished());
         let socket = directory.path().join("grpc.sock");
-        let mut settings = Settings::on(store);
-        settings.listen.listen = vec![Address::Unix(socket.clone())];
+        let mut settings = ServerSettings::on(store);
+        settings.listen.listen = vec![ListenAddress::Unix(socket.clone())];
         settings.ops_listen = "127.0.0.1:0".into();
         settings.ext_authz.request = reading();
         settings.ext_authz.response = response_options();

@@ -8,10 +8,10 @@ use libfuzzer_sys::fuzz_target;
 use prost::Message as _;
 use tenantgate::ext_authz::proto::envoy::service::auth::v3::check_response::HttpResponse;
 use tenantgate::ext_authz::proto::envoy::service::auth::v3::{CheckRequest, CheckResponse, OkHttpResponse};
-use tenantgate_fuzz::server::House;
-use tenantgate_fuzz::model::{Expected, KEY_HEADER, Verdict, expected};
 use tenantgate_fuzz::fixtures::{KEYS, TENANTS};
+use tenantgate_fuzz::model::{Expected, KEY_HEADER, Verdict, expected};
 use tenantgate_fuzz::seeds;
+use tenantgate_fuzz::server::House;
 use uuid::Uuid;
 
 static HOUSE: LazyLock<House> = LazyLock::new(House::build);

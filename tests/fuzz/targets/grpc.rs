@@ -9,9 +9,9 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use tenantgate_fuzz::server::Served;
 use tenantgate_fuzz::fixtures::{KEYS, TENANTS};
 use tenantgate_fuzz::seeds;
+use tenantgate_fuzz::server::Served;
 use tenantgate_fuzz::wire;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;

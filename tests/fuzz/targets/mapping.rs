@@ -8,7 +8,9 @@ use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 use tenantgate_fuzz::seeds;
-use tenantgate_snapshot::{Answer, Found, MemoryKey, Proven, Reader, Report, Settings, State, Writer, words_for};
+use tenantgate_snapshot::{
+    Answer, Found, MemoryKey, Proven, Reader, Report, Settings, State, Writer, words_for,
+};
 
 type Words = Arc<[AtomicU64]>;
 

@@ -13,7 +13,7 @@ use tenantgate::key::KeyId;
 use tenantgate::key::format::parse;
 use tenantgate::record::{KeyRecord, Memo, SecretHash};
 use tenantgate::tenant::{TenantId, TenantStatus, is_schema_name};
-use tenantgate::verify::memo::{Keyring, Peppers, Policy};
+use tenantgate::verify::memo::{Keyring, MemoPolicy, Peppers};
 use tenantgate::verify::pepper::Pepper;
 use tenantgate_fuzz::seeds;
 use uuid::Uuid;
@@ -24,7 +24,7 @@ const PEPPER: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 static KEYRING: LazyLock<Keyring> = LazyLock::new(|| {
     let peppers = Pepper::parse_all(PEPPER).expect("a pepper");
-    Keyring::new(Peppers::new(peppers, Policy::Optional)).expect("randomness")
+    Keyring::new(Peppers::new(peppers, MemoPolicy::Optional)).expect("randomness")
 });
 
 fuzz_target!(init: seeds::plant("row"), |bytes: &[u8]| {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tenantgate::batch_writer::Schedule;
-use tenantgate::server::{Address, ServeError, Settings, serve};
+use tenantgate::server::{ListenAddress, ServeError, ServerSettings, serve};
 use tenantgate::store::postgres::PostgresStore;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -30,8 +30,8 @@ struct Inside {
 impl Inside {
     fn on(world: &World) -> Self {
         let address = format!("127.0.0.1:{}", free_port());
-        let mut settings = Settings::on(Arc::new(PostgresStore::new(world.db.url()).unwrap()));
-        settings.listen.listen = vec![Address::Tcp(address.clone())];
+        let mut settings = ServerSettings::on(Arc::new(PostgresStore::new(world.db.url()).unwrap()));
+        settings.listen.listen = vec![ListenAddress::Tcp(address.clone())];
         "127.0.0.1:0".clone_into(&mut settings.ops_listen);
         settings.last_used = Schedule::every(OFTEN);
         let (stop, stopped) = oneshot::channel::<()>();

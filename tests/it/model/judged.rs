@@ -13,7 +13,7 @@ use tenantgate::plan::PlanRow;
 use tenantgate::policy::{self, Routing};
 use tenantgate::profile::ProfileRow;
 use tenantgate::replica::{Snapshot, TenantEntry};
-use tenantgate::request::{Credential, DEFAULT_KEY_HEADER, PublicPaths, Reader, RequestOptions};
+use tenantgate::request::{Credential, DEFAULT_KEY_HEADER, PublicPaths, RequestOptions, RequestReader};
 use tenantgate::route::RouteRow;
 use tenantgate::tenant::TenantStatus;
 
@@ -64,7 +64,7 @@ impl Asked {
     /// Returns the decision of a replica, as text.
     pub(super) fn by(&self, snapshot: &Snapshot) -> String {
         let options = RequestOptions { public: PublicPaths::none(), ..RequestOptions::default() };
-        let mut reader = Reader::new(&options);
+        let mut reader = RequestReader::new(&options);
         if let Some(key) = &self.key {
             reader.header(DEFAULT_KEY_HEADER.as_bytes(), key.as_bytes());
         }

@@ -1,14 +1,14 @@
 //! The test support that all suites share.
 //!
 //! A test gets a `World` (a database of its own with known tenants and keys), starts a `Server` (the real binary) on
-//! it, sends Checks over the network and gets an `VerifiedResponse`, which is already verified against the documentation. The
+//! it, sends Checks over the network and gets a `VerifiedResponse`, which is already verified against the documentation. The
 //! interface is synchronous; one runtime works underneath.
 //!
 //! ```text
 //! Backend ──► Database ──► World (tenants, keys)
 //!                │              │
 //!                ├─ cli(args) ──┴─► Run      (exit code, stdout, stderr)
-//!                └─ Server::on(..).start() ─► check(Ask) ─► Answer
+//!                └─ Server::on(..).start() ─► check(Ask) ─► VerifiedResponse
 //! ```
 //!
 //! There are no fixed waiting times: every wait is `eventually`, level-triggered, with a deadline and a sentence that

@@ -12,7 +12,7 @@ use tenantgate::memo_writer::{self, MemoWriter};
 use tenantgate::replica::Replica;
 use tenantgate::replica::sync::{self, Sync};
 use tenantgate::request::DEFAULT_KEY_HEADER;
-use tenantgate::shadow::{self, Report};
+use tenantgate::shadow::{self, ShadowReport};
 use tenantgate::store::Store;
 use tenantgate::store::sqlite::SqliteStore;
 use tenantgate::usage::{self, Usage};
@@ -45,7 +45,7 @@ impl Service {
         let gate = gate.counting(Some(Usage::new(Schedule::every(usage::INTERVAL))));
         let response =
             ResponseOptions { key_header: DEFAULT_KEY_HEADER.to_owned(), ..ResponseOptions::default() };
-        let report = Report::new(Schedule::every(shadow::INTERVAL));
+        let report = ShadowReport::new(Schedule::every(shadow::INTERVAL));
         let options = AuthorizationOptions { response, ..AuthorizationOptions::default() };
         Self { authorization: AuthorizationService::new(Arc::new(gate), clock, report, options), replica }
     }

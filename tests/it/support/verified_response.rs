@@ -1,6 +1,6 @@
 //! Checks every answer in every test against the documented table of outcomes.
 //!
-//! An [`VerifiedResponse`] is always verified against the contract: its reason determines status, code, body, headers and the
+//! A [`VerifiedResponse`] is always verified against the contract: its reason determines status, code, body, headers and the
 //! exact metadata keys. A test that compares `401 mismatch` has therefore compared all of them.
 
 use std::collections::BTreeMap;

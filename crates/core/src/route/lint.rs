@@ -3,14 +3,14 @@
 use std::ops::ControlFlow;
 
 use super::template::Segment;
-use super::{Entry, HostPattern, Method, RouteMode, RouteTable, Rule};
+use super::{HostPattern, Method, RouteEntry, RouteMode, RouteTable, Rule};
 use crate::path::{Path, PathOptions};
 use crate::public::PublicPaths;
 use crate::scope::{Needs, Scopes};
 
 /// A probable mistake.
 #[derive(Clone, Debug)]
-pub enum Finding<'t> {
+pub enum LintFinding<'t> {
     /// More specific rules win for every request that the rule matches.
     NeverWins(&'t Rule),
     /// Every path that the rule matches is ambiguous.
@@ -58,33 +58,33 @@ impl RouteTable {
     /// Checks the rules against each other, against the options of `serve`, and against `granted`, the scopes of all
     /// live keys (`None` grants everything). Ignores damaged rows.
     #[must_use]
-    pub fn lint<'t>(&'t self, granted: &[Option<Scopes>], options: &LintOptions) -> Vec<Finding<'t>> {
+    pub fn lint<'t>(&'t self, granted: &[Option<Scopes>], options: &LintOptions) -> Vec<LintFinding<'t>> {
         let rules = || self.entries().iter().filter_map(|entry| entry.rule.as_ref().ok());
         let mut findings = Vec::new();
         for rule in rules() {
             if self.never_wins(rule) {
-                findings.push(Finding::NeverWins(rule));
+                findings.push(LintFinding::NeverWins(rule));
             }
             findings.extend(self.overridden(rule, options));
             findings.extend(self.falls_through(rule));
             let met = |needs: &Needs| granted.iter().any(|g| g.as_ref().is_none_or(|g| needs.are_met_by(g)));
             if rule.needs.as_ref().is_some_and(|needs| !met(needs)) {
-                findings.push(Finding::UnmetNeeds(rule));
+                findings.push(LintFinding::UnmetNeeds(rule));
             }
         }
-        findings.extend(self.unneeded(granted).into_iter().map(Finding::UnneededScope));
+        findings.extend(self.unneeded(granted).into_iter().map(LintFinding::UnneededScope));
         findings
     }
 
     /// Returns the options that leave no request for `rule`, or take all requests of a method from it.
-    fn overridden<'t>(&'t self, rule: &'t Rule, options: &LintOptions) -> Vec<Finding<'t>> {
+    fn overridden<'t>(&'t self, rule: &'t Rule, options: &LintOptions) -> Vec<LintFinding<'t>> {
         let samples: Vec<_> =
             self.samples(rule).into_iter().filter(|sample| self.wins(rule, sample)).collect();
         let kept: Vec<_> =
             samples.iter().filter(|sample| Path::read(&sample.path, options.path).is_ok()).collect();
         if kept.is_empty() {
             // A rule that never wins is another finding.
-            return samples.first().map(|_| Finding::NeverReached(rule)).into_iter().collect();
+            return samples.first().map(|_| LintFinding::NeverReached(rule)).into_iter().collect();
         }
         if rule.mode == RouteMode::Public {
             return Vec::new();
@@ -111,7 +111,7 @@ impl RouteTable {
         let methods = methods.into_iter().map(str::to_owned).collect::<Vec<_>>();
         Some(methods)
             .filter(|methods| !methods.is_empty())
-            .map(|methods| Finding::Public { rule, methods })
+            .map(|methods| LintFinding::Public { rule, methods })
             .into_iter()
             .collect()
     }
@@ -127,7 +127,7 @@ impl RouteTable {
 
     /// Returns the less specific rule to which requests fall through that have the host and path of `rule`, but a
     /// method for which no rule has this host and path.
-    fn falls_through<'t>(&'t self, rule: &'t Rule) -> Option<Finding<'t>> {
+    fn falls_through<'t>(&'t self, rule: &'t Rule) -> Option<LintFinding<'t>> {
         if rule.shape.method == Method::Any {
             return None;
         }
@@ -146,7 +146,7 @@ impl RouteTable {
         })?;
         let mut handled: Vec<_> = siblings.into_iter().map(ToString::to_string).collect();
         handled.sort_unstable();
-        Some(Finding::FallsThrough { rule, to, handled })
+        Some(LintFinding::FallsThrough { rule, to, handled })
     }
 
     /// Returns requests that match `rule` and as few other rules as possible: one for each number of segments that
@@ -198,7 +198,7 @@ impl RouteTable {
         let keep = PathOptions { keep_encoded_slash: true, keep_parameters: true };
         let path = Path::read(&sample.path, keep).ok()?;
         let mut found = None;
-        let _ = self.walk(&sample.host, method, &path, &mut |entry: &Entry| match &entry.rule {
+        let _ = self.walk(&sample.host, method, &path, &mut |entry: &RouteEntry| match &entry.rule {
             Ok(candidate) if take(candidate) => {
                 found = Some(entry.id);
                 ControlFlow::Break(())
@@ -245,15 +245,15 @@ mod tests {
         let granted: Vec<_> = granted.iter().map(|g| g.map(|g| Scopes::parse(g).unwrap())).collect();
         let table = RouteTable::of(rows);
         let name = |rule: &Rule| rule.name.clone().unwrap_or_default();
-        let show = |finding: &Finding<'_>| match finding {
-            Finding::NeverWins(rule) => format!("never {}", name(rule)),
-            Finding::NeverReached(rule) => format!("ambiguous {}", name(rule)),
-            Finding::Public { rule, methods } => format!("public {} {}", name(rule), methods.join(",")),
-            Finding::FallsThrough { rule, to, handled } => {
+        let show = |finding: &LintFinding<'_>| match finding {
+            LintFinding::NeverWins(rule) => format!("never {}", name(rule)),
+            LintFinding::NeverReached(rule) => format!("ambiguous {}", name(rule)),
+            LintFinding::Public { rule, methods } => format!("public {} {}", name(rule), methods.join(",")),
+            LintFinding::FallsThrough { rule, to, handled } => {
                 format!("{} but {} to {}", name(rule), handled.join(","), name(to))
             }
-            Finding::UnmetNeeds(rule) => format!("unmet {}", name(rule)),
-            Finding::UnneededScope(scope) => format!("unneeded {scope}"),
+            LintFinding::UnmetNeeds(rule) => format!("unmet {}", name(rule)),
+            LintFinding::UnneededScope(scope) => format!("unneeded {scope}"),
         };
         table.lint(&granted, options).iter().map(show).collect()
     }

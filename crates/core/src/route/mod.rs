@@ -21,7 +21,7 @@ use crate::scope::Needs;
 
 pub use self::context::Context;
 pub use self::host::HostPattern;
-pub use self::table::{Entry, RouteTable};
+pub use self::table::{RouteEntry, RouteTable};
 pub use self::template::PathTemplate;
 
 /// The id of a rule: `tenantgate_route.id`.
@@ -161,7 +161,7 @@ pub struct Rule {
 
 /// A part of a row that can be damaged.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Part {
+pub enum RoutePart {
     /// `host`.
     Host,
     /// `method`.
@@ -178,7 +178,7 @@ pub enum Part {
     Shape,
 }
 
-impl Part {
+impl RoutePart {
     /// Returns the name of the column, or `shape`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -195,7 +195,7 @@ impl Part {
 }
 
 /// Why a row is not a valid rule.
-pub type Damage = invalid::Damage<Part>;
+pub type Damage = invalid::Damage<RoutePart>;
 
 /// An unparsed row of `tenantgate_route`.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -229,13 +229,14 @@ impl RouteRow {
     /// Returns the first damaged part, in the order host, method, path, mode, scopes, name.
     pub fn compile(&self) -> Result<Rule, Damage> {
         let shape = self.shape()?;
-        let mode = RouteMode::parse(&self.mode).map_err(damage(Part::Mode))?;
-        let needs = self.scopes.as_deref().map(Needs::parse).transpose().map_err(damage(Part::Scopes))?;
+        let mode = RouteMode::parse(&self.mode).map_err(damage(RoutePart::Mode))?;
+        let needs =
+            self.scopes.as_deref().map(Needs::parse).transpose().map_err(damage(RoutePart::Scopes))?;
         if mode == RouteMode::Public && needs.is_some() {
             let error = Invalid::new("needs", 0, "no scopes, because a rule of mode public ignores keys");
-            return Err(Damage { part: Part::Scopes, error });
+            return Err(Damage { part: RoutePart::Scopes, error });
         }
-        let name = self.name.as_deref().map(parse_name).transpose().map_err(damage(Part::Name))?;
+        let name = self.name.as_deref().map(parse_name).transpose().map_err(damage(RoutePart::Name))?;
         Ok(Rule { id: self.id, name: name.map(Into::into), shape, mode, needs, shadow: self.shadow })
     }
 
@@ -246,9 +247,9 @@ impl RouteRow {
     /// Returns the first of them that is damaged.
     pub fn shape(&self) -> Result<Shape, Damage> {
         Ok(Shape {
-            host: HostPattern::parse(&self.host).map_err(damage(Part::Host))?,
-            method: Method::parse(&self.method).map_err(damage(Part::Method))?,
-            path: PathTemplate::parse(&self.path).map_err(damage(Part::Path))?,
+            host: HostPattern::parse(&self.host).map_err(damage(RoutePart::Host))?,
+            method: Method::parse(&self.method).map_err(damage(RoutePart::Method))?,
+            path: PathTemplate::parse(&self.path).map_err(damage(RoutePart::Path))?,
         })
     }
 }
@@ -268,7 +269,7 @@ impl From<&Rule> for RouteRow {
     }
 }
 
-fn damage(part: Part) -> impl Fn(Invalid) -> Damage {
+fn damage(part: RoutePart) -> impl Fn(Invalid) -> Damage {
     move |error| Damage { part, error }
 }
 

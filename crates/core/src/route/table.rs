@@ -14,14 +14,14 @@ use std::ops::ControlFlow;
 use hashbrown::HashMap;
 
 use super::template::Segment;
-use super::{Damage, HostPattern, Method, Part, PathTemplate, RouteId, RouteRow, Rule, Shape};
+use super::{Damage, HostPattern, Method, PathTemplate, RouteId, RoutePart, RouteRow, Rule, Shape};
 use crate::invalid::Invalid;
 use crate::path::{Path, split};
 use crate::scope::{Granted, Needed, Needs, ScopeNumbers, Scopes};
 
 /// A row of `tenantgate_route`, compiled.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct RouteEntry {
     /// `id`.
     pub id: RouteId,
     /// `name`.
@@ -31,7 +31,7 @@ pub struct Entry {
     needed: Option<Needed>,
 }
 
-impl Entry {
+impl RouteEntry {
     /// Returns whether the key's scopes, compiled by [`RouteTable::granted`], meet the needs of the rule.
     #[must_use]
     pub fn is_met_by(&self, granted: &Granted) -> bool {
@@ -70,7 +70,7 @@ impl Default for Branch {
 /// All rules, compiled.
 #[derive(Debug, Default)]
 pub struct RouteTable {
-    entries: Vec<Entry>,
+    entries: Vec<RouteEntry>,
     numbers: ScopeNumbers,
     exact: HashMap<Box<[u8]>, Branch>,
     below: HashMap<Box<[u8]>, Branch>,
@@ -105,12 +105,12 @@ impl RouteTable {
         let rule = row.compile();
         let twin = self.insert(row, rule.as_ref().ok().map(|rule| &rule.shape), place);
         let name = row.name.as_deref().map(Into::into);
-        self.entries.push(Entry { id: row.id, name, rule, needed: None });
+        self.entries.push(RouteEntry { id: row.id, name, rule, needed: None });
         // Neither rule is more specific, so both are damaged.
         for twin in twin.into_iter().flat_map(|other| [other, place]) {
             let expected = "a host, method and path that no other rule has together";
             let error = Invalid::new("rule", 0, expected);
-            self.entries[twin as usize].rule = Err(Damage { part: Part::Shape, error });
+            self.entries[twin as usize].rule = Err(Damage { part: RoutePart::Shape, error });
         }
     }
 
@@ -163,18 +163,18 @@ impl RouteTable {
 
     /// Returns all rows, sorted by id.
     #[must_use]
-    pub fn entries(&self) -> &[Entry] {
+    pub fn entries(&self) -> &[RouteEntry] {
         &self.entries
     }
 
     /// Returns the damaged rows.
-    pub fn damaged(&self) -> impl Iterator<Item = (&Entry, &Damage)> {
+    pub fn damaged(&self) -> impl Iterator<Item = (&RouteEntry, &Damage)> {
         self.entries.iter().filter_map(|entry| Some((entry, entry.rule.as_ref().err()?)))
     }
 
     /// Returns the rows that are damaged because they have the shape of another row.
-    pub fn twins(&self) -> impl Iterator<Item = (&Entry, &Damage)> {
-        self.damaged().filter(|(_, damage)| damage.part == Part::Shape)
+    pub fn twins(&self) -> impl Iterator<Item = (&RouteEntry, &Damage)> {
+        self.damaged().filter(|(_, damage)| damage.part == RoutePart::Shape)
     }
 
     /// Returns another rule with the same shape as `rule`; `None` if there is none.
@@ -190,7 +190,7 @@ impl RouteTable {
         &self.numbers
     }
 
-    /// Compiles the granted scopes of a key, for [`Entry::is_met_by`].
+    /// Compiles the granted scopes of a key, for [`RouteEntry::is_met_by`].
     #[must_use]
     pub fn granted(&self, scopes: &Scopes) -> Granted {
         self.numbers.granted(scopes)
@@ -201,7 +201,7 @@ impl RouteTable {
     ///
     /// `host` must be normalized by [`request_host`](super::host::request_host).
     #[must_use]
-    pub fn find(&self, host: &[u8], method: &[u8], path: &Path<'_>) -> Option<&Entry> {
+    pub fn find(&self, host: &[u8], method: &[u8], path: &Path<'_>) -> Option<&RouteEntry> {
         let mut found = None;
         let _ = self.walk(host, Some(method), path, &mut |entry| {
             found = Some(entry);
@@ -212,7 +212,7 @@ impl RouteTable {
 
     /// Returns all rows that match, the most specific first.
     #[must_use]
-    pub fn candidates(&self, host: &[u8], method: &[u8], path: &Path<'_>) -> Vec<&Entry> {
+    pub fn candidates(&self, host: &[u8], method: &[u8], path: &Path<'_>) -> Vec<&RouteEntry> {
         let mut all = Vec::new();
         let _ = self.walk(host, Some(method), path, &mut |entry| {
             all.push(entry);
@@ -227,7 +227,7 @@ impl RouteTable {
         host: &[u8],
         method: Option<&[u8]>,
         path: &Path<'_>,
-        visit: &mut dyn FnMut(&'t Entry) -> ControlFlow<()>,
+        visit: &mut dyn FnMut(&'t RouteEntry) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         if let Some(place) = self.damaged {
             visit(&self.entries[place as usize])?;
@@ -290,7 +290,7 @@ impl Branch {
 struct Search<'t, 's> {
     table: &'t RouteTable,
     method: Option<&'s [u8]>,
-    visit: &'s mut dyn FnMut(&'t Entry) -> ControlFlow<()>,
+    visit: &'s mut dyn FnMut(&'t RouteEntry) -> ControlFlow<()>,
 }
 
 impl<'t> Search<'t, '_> {
@@ -338,7 +338,7 @@ impl<'t> Search<'t, '_> {
     }
 }
 
-impl Entry {
+impl RouteEntry {
     /// Returns the needs of the rule; `None` if it has none or is damaged.
     #[must_use]
     pub fn needs(&self) -> Option<&Needs> {

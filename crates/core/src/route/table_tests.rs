@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::super::host::request_host;
-use super::super::lint::{Finding, LintOptions};
+use super::super::lint::{LintFinding, LintOptions};
 use super::super::tests::row;
 use super::*;
 use crate::path::PathOptions;
@@ -280,7 +280,7 @@ proptest! {
         losers.sort_unstable();
         let findings = table.lint(&[None], &LintOptions::default());
         let found = findings.iter().filter_map(|finding| match finding {
-            Finding::NeverWins(rule) => Some(rule.id),
+            LintFinding::NeverWins(rule) => Some(rule.id),
             _ => None,
         });
         let found: Vec<_> = found.collect();

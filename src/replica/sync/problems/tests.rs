@@ -11,7 +11,7 @@ use crate::verify::memo::Peppers;
 fn the_loss_of_the_database_is_logged_once_for_each_cause() {
     let gone = |why: &str| StoreError::Unavailable(why.into());
     let other = |why: &str| StoreError::WrongDatabase(why.into());
-    let mut lost = Lost::default();
+    let mut lost = OutageLog::default();
     let _ = logged();
     let mut line = |loaded: bool, error: &StoreError| {
         lost.log(error, loaded, Duration::ZERO);
@@ -36,7 +36,7 @@ fn the_loss_of_the_database_is_logged_once_for_each_cause() {
 
 #[test]
 fn causes_that_alternate_are_logged_once_a_minute_each_and_the_lasting_one_is_logged_last() {
-    let mut lost = Lost::default();
+    let mut lost = OutageLog::default();
     let second = Duration::from_secs;
     assert!(lost.is_news("refused", second(0)));
     assert!(lost.is_news("reset", second(1)));
@@ -46,7 +46,7 @@ fn causes_that_alternate_are_logged_once_a_minute_each_and_the_lasting_one_is_lo
     assert!(lost.is_news("refused", second(60)));
     assert!(!lost.is_news("refused", second(600)), "it is the last line");
     let lines = (0..1_000).filter(|n| lost.is_news(&format!("cause {n}"), second(601))).count();
-    assert_eq!(lines, Lost::LINES);
+    assert_eq!(lines, OutageLog::LINES);
 }
 
 #[test]

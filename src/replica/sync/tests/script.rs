@@ -21,7 +21,7 @@ use crate::store::{
 use crate::tenant::TenantId;
 
 /// The behavior of a session at the next load or poll.
-pub(super) enum Step {
+pub(super) enum ScriptStep {
     /// Returns these keys after 5 s.
     Slow(Vec<&'static str>),
     /// Returns these keys.
@@ -44,7 +44,7 @@ pub(super) enum Step {
 /// changes any more.
 #[derive(Default)]
 pub(crate) struct Script {
-    pub(super) sessions: Mutex<VecDeque<Vec<Step>>>,
+    pub(super) sessions: Mutex<VecDeque<Vec<ScriptStep>>>,
     pub(super) old_schema: bool,
     pub(super) embedded: bool,
     pub(super) migrated: AtomicBool,
@@ -67,7 +67,7 @@ pub(crate) struct Script {
 }
 
 struct Scripted {
-    steps: VecDeque<Step>,
+    steps: VecDeque<ScriptStep>,
     remembers: bool,
     hint: Arc<Notify>,
 }
@@ -89,13 +89,13 @@ fn broken() -> StoreError {
 impl Session for Scripted {
     async fn load(&mut self, sink: &mut (dyn FnMut(SnapshotRow) + Send)) -> Result<SyncPoint, StoreError> {
         let (keys, identity) = match self.steps.pop_front() {
-            Some(Step::Load(keys)) => (keys, "ours"),
-            Some(Step::Stranger(keys)) => (keys, "another"),
-            Some(Step::Slow(keys)) => {
+            Some(ScriptStep::Load(keys)) => (keys, "ours"),
+            Some(ScriptStep::Stranger(keys)) => (keys, "another"),
+            Some(ScriptStep::Slow(keys)) => {
                 sleep(Duration::from_secs(5)).await;
                 (keys, "ours")
             }
-            Some(Step::Silence) => std::future::pending().await,
+            Some(ScriptStep::Silence) => std::future::pending().await,
             _ => return Err(broken()),
         };
         for prefix in keys {
@@ -115,13 +115,13 @@ impl Session for Scripted {
 
     async fn changes(&mut self) -> Result<Changes, StoreError> {
         match self.steps.pop_front() {
-            Some(Step::Changed(keys)) => {
+            Some(ScriptStep::Changed(keys)) => {
                 let rows = keys.into_iter().map(|prefix| Change::Now(key(prefix))).collect();
                 Ok(Changes::Rows(rows, known()))
             }
-            Some(Step::Marked) => Ok(Changes::Rows(vec![Change::Mark], known())),
-            Some(Step::Everything) => Ok(Changes::Everything),
-            Some(Step::Silence) => std::future::pending().await,
+            Some(ScriptStep::Marked) => Ok(Changes::Rows(vec![Change::Mark], known())),
+            Some(ScriptStep::Everything) => Ok(Changes::Everything),
+            Some(ScriptStep::Silence) => std::future::pending().await,
             Some(_) => Err(broken()),
             None => Ok(Changes::Rows(Vec::new(), known())),
         }

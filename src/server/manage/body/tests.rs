@@ -11,26 +11,26 @@ fn headers(media: &'static str) -> HeaderMap {
 }
 
 fn parsed(text: &str) -> Result<Value, Problem> {
-    parse(&headers("application/json"), text.as_bytes(), Form::Json)
+    parse(&headers("application/json"), text.as_bytes(), BodyForm::Json)
 }
 
 #[test]
 fn a_body_needs_the_media_type_of_its_form() {
     for (media, form, fine) in [
-        ("application/json", Form::Json, true),
-        ("Application/JSON; charset=utf-8", Form::Json, true),
-        ("application/merge-patch+json", Form::MergePatch, true),
-        ("application/json", Form::MergePatch, true),
-        ("application/merge-patch+json", Form::Json, false),
-        ("application/x-www-form-urlencoded", Form::Json, false),
-        ("text/plain", Form::MergePatch, false),
-        ("application/jsonx", Form::JsonOrEmpty, false),
+        ("application/json", BodyForm::Json, true),
+        ("Application/JSON; charset=utf-8", BodyForm::Json, true),
+        ("application/merge-patch+json", BodyForm::MergePatch, true),
+        ("application/json", BodyForm::MergePatch, true),
+        ("application/merge-patch+json", BodyForm::Json, false),
+        ("application/x-www-form-urlencoded", BodyForm::Json, false),
+        ("text/plain", BodyForm::MergePatch, false),
+        ("application/jsonx", BodyForm::JsonOrEmpty, false),
     ] {
         assert_eq!(parse(&headers(media), b"{}", form).is_ok(), fine, "{media} {form:?}");
     }
-    assert!(parse(&HeaderMap::new(), b"{}", Form::Json).is_err(), "without a media type");
-    assert!(parse(&HeaderMap::new(), b"", Form::Json).is_err());
-    assert_eq!(parse(&HeaderMap::new(), b"", Form::JsonOrEmpty).unwrap(), json!({}));
+    assert!(parse(&HeaderMap::new(), b"{}", BodyForm::Json).is_err(), "without a media type");
+    assert!(parse(&HeaderMap::new(), b"", BodyForm::Json).is_err());
+    assert_eq!(parse(&HeaderMap::new(), b"", BodyForm::JsonOrEmpty).unwrap(), json!({}));
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn invalid_json_and_duplicate_members_are_rejected() {
         let shown = format!("{:?}", parsed(bad).unwrap_err());
         assert!(shown.contains("not valid JSON") && shown.len() < 1_000, "{shown}");
     }
-    assert!(parse(&headers("application/json"), b"\"\xff\"", Form::Json).is_err());
+    assert!(parse(&headers("application/json"), b"\"\xff\"", BodyForm::Json).is_err());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use axum::response::Response;
 
-use super::super::body::{FieldValue, Fields, Form};
+use super::super::body::{BodyForm, FieldValue, Fields};
 use super::super::idempotency::Secret;
 use super::super::problem::Problem;
 use super::keys::expiry;
@@ -66,7 +66,7 @@ async fn found(admin: &Admin, caller: &Caller, reference: &str) -> Result<String
 
 pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, Problem> {
     change.may(Permission::AdminKeysWrite)?;
-    let (asked, mut fields) = change.fields(Form::Json).await?;
+    let (asked, mut fields) = change.fields(BodyForm::Json).await?;
     let name = fields.text_needed("name", name);
     let permissions = permissions(&mut fields, false);
     let tenants = fields.texts("tenants").value();
@@ -88,7 +88,7 @@ pub(in super::super) async fn update(
     change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::AdminKeysWrite)?;
-    let (asked, mut fields) = change.fields(Form::MergePatch).await?;
+    let (asked, mut fields) = change.fields(BodyForm::MergePatch).await?;
     let update = AdminKeyUpdate {
         name: fields.text_or_absent("name", name),
         permissions: permissions(&mut fields, true),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use axum::response::Response;
 
-use super::super::body::{FieldValue, Fields, Form, instant};
+use super::super::body::{BodyForm, FieldValue, Fields, instant};
 use super::super::idempotency::Secret;
 use super::super::problem::Problem;
 use super::tenants::{name, setting};
@@ -112,7 +112,7 @@ pub(in super::super) async fn create(
     change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::KeysWrite)?;
-    let (asked, mut fields) = change.fields(Form::JsonOrEmpty).await?;
+    let (asked, mut fields) = change.fields(BodyForm::JsonOrEmpty).await?;
     if fields.has("hashed_key") != fields.has("key_prefix") {
         let missing = if fields.has("hashed_key") { "key_prefix" } else { "hashed_key" };
         fields.conflict(missing, "expected hashed_key and key_prefix, or neither");
@@ -146,7 +146,7 @@ pub(in super::super) async fn patch(
     change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::KeysWrite)?;
-    let (asked, mut fields) = change.fields(Form::MergePatch).await?;
+    let (asked, mut fields) = change.fields(BodyForm::MergePatch).await?;
     let update = update(&mut fields);
     fields.finish()?;
     asked.make(CHANGED, async move |admin, _| admin.patch_key(&reference, &update).await.map(|_| None)).await
@@ -175,7 +175,7 @@ pub(in super::super) async fn revoke(
     change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::KeysRevoke)?;
-    let (asked, mut fields) = change.fields(Form::JsonOrEmpty).await?;
+    let (asked, mut fields) = change.fields(BodyForm::JsonOrEmpty).await?;
     let reason = fields.text("reason", reason).value();
     fields.finish()?;
     asked
@@ -203,7 +203,7 @@ pub(in super::super) async fn rotate(
     if let (Err(problem), Err(_)) = (&may_write, &may_revoke) {
         return Err(problem.clone());
     }
-    let (asked, mut fields) = change.fields(Form::JsonOrEmpty).await?;
+    let (asked, mut fields) = change.fields(BodyForm::JsonOrEmpty).await?;
     let grace = fields.text("grace", span).value().unwrap_or_default();
     let expiry = expiry(&mut fields);
     let (errors, conflicts) = fields.into_errors();

@@ -28,14 +28,14 @@ use serde_json::{Value, json};
 
 use super::Plane;
 use super::access::check;
-use super::body::{self, Fields, Form};
-use super::connections::Peer;
+use super::body::{self, BodyForm, Fields};
+use super::connections::HttpPeer;
 use super::idempotency::{self, ClaimOutcome, Secret};
 use super::precondition::{entity_tag, if_match, preferred_wait};
 use super::problem::{Problem, RequestId};
 use super::query::no_parameters;
 use crate::admin::view::shown_once;
-use crate::admin::{Admin, AdminError, Applied, Caller, Expected, Origin};
+use crate::admin::{Admin, AdminError, Applied, Caller, ChangeOrigin, ExpectedVersion};
 use crate::key::PlainKey;
 use crate::permission::{About, Permission};
 use crate::store::{Changed, Receipt};
@@ -123,12 +123,12 @@ impl ChangeRequest {
     }
 
     /// Reads the body as JSON. Rejects query parameters.
-    async fn read(self, form: Form) -> Result<(ParsedChange, Value), Problem> {
+    async fn read(self, form: BodyForm) -> Result<(ParsedChange, Value), Problem> {
         no_parameters(self.parts.uri.query())?;
         self.read_with_parameters(form).await
     }
 
-    async fn read_with_parameters(self, form: Form) -> Result<(ParsedChange, Value), Problem> {
+    async fn read_with_parameters(self, form: BodyForm) -> Result<(ParsedChange, Value), Problem> {
         let Self { plane, caller, parts, body } = self;
         let body = body::read(body).await?;
         let value = body::parse(&parts.headers, &body, form)?;
@@ -136,14 +136,14 @@ impl ChangeRequest {
     }
 
     /// Reads the body as one object.
-    async fn fields(self, form: Form) -> Result<(ParsedChange, Fields), Problem> {
+    async fn fields(self, form: BodyForm) -> Result<(ParsedChange, Fields), Problem> {
         let (asked, value) = self.read(form).await?;
         Ok((asked, Fields::of(value)?))
     }
 
     /// Reads a body that must have no fields.
     async fn no_fields(self) -> Result<ParsedChange, Problem> {
-        let (asked, fields) = self.fields(Form::JsonOrEmpty).await?;
+        let (asked, fields) = self.fields(BodyForm::JsonOrEmpty).await?;
         fields.finish()?;
         Ok(asked)
     }
@@ -154,9 +154,9 @@ impl ParsedChange {
     fn admin(&self) -> Result<Admin, Problem> {
         let expected = if_match(&self.parts.headers)?.unwrap_or_default();
         let extensions = &self.parts.extensions;
-        let origin = Origin {
+        let origin = ChangeOrigin {
             request_id: extensions.get::<RequestId>().map(|id| id.0.clone()),
-            address: extensions.get::<Peer>().copied().and_then(Peer::address),
+            address: extensions.get::<HttpPeer>().copied().and_then(HttpPeer::address),
         };
         Ok(self.plane.admin.on_behalf(&self.caller, &origin).expecting(expected))
     }
@@ -306,7 +306,7 @@ fn respond(
 fn nothing_matches(parts: &Parts) -> Result<(), Problem> {
     match if_match(&parts.headers)? {
         None => Ok(()),
-        Some(Expected::Any | Expected::OneOf(_)) => Err(AdminError::Stale.into()),
+        Some(ExpectedVersion::Any | ExpectedVersion::OneOf(_)) => Err(AdminError::Stale.into()),
     }
 }
 

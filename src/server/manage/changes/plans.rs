@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use axum::response::Response;
 
-use super::super::body::{Fields, Form};
+use super::super::body::{BodyForm, Fields};
 use super::super::idempotency::Secret;
 use super::super::problem::Problem;
 use super::tenants::setting;
@@ -11,7 +11,7 @@ use super::{ChangeRequest, ChangeResponse, Path, Success, nothing_matches};
 use crate::admin::view::PlanView;
 use crate::admin::{Admin, LimitUpdate, version};
 use crate::permission::Permission;
-use crate::plan::{Counted, Limit, PlanName};
+use crate::plan::{Limit, LimitKind, PlanName};
 use crate::store::Changed;
 
 fn shown(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
@@ -25,7 +25,7 @@ fn created(changed: Changed<'_>, admin: &Admin) -> Option<ChangeResponse> {
 }
 
 fn limits(fields: &mut Fields) -> LimitUpdate {
-    Counted::ALL.map(|counted| setting(fields.text(counted.as_str(), Limit::parse)))
+    LimitKind::ALL.map(|counted| setting(fields.text(counted.as_str(), Limit::parse)))
 }
 
 /// Parses the name in a path. An invalid name is answered with 404.
@@ -35,7 +35,7 @@ fn named(text: &str) -> Result<PlanName, Problem> {
 
 pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, Problem> {
     change.may(Permission::PlansWrite)?;
-    let (asked, mut fields) = change.fields(Form::Json).await?;
+    let (asked, mut fields) = change.fields(BodyForm::Json).await?;
     let name = fields.text_needed("name", PlanName::parse);
     let limits = limits(&mut fields);
     fields.finish()?;
@@ -50,7 +50,7 @@ pub(in super::super) async fn update(
     change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::PlansWrite)?;
-    let (asked, mut fields) = change.fields(Form::MergePatch).await?;
+    let (asked, mut fields) = change.fields(BodyForm::MergePatch).await?;
     let limits = limits(&mut fields);
     fields.finish()?;
     let name = named(&name)?;

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::super::body::{Fields, Form, refuse};
+use super::super::body::{BodyForm, Fields, refuse};
 use super::super::idempotency::Secret;
 use super::super::precondition::{entity_tag, if_match};
 use super::super::problem::{FieldError, Problem};
@@ -16,7 +16,7 @@ use super::{ChangeRequest, ChangeResponse, Path, Success};
 use crate::admin::{Admin, RouteUpdate, RouteView, version};
 use crate::invalid::Invalid;
 use crate::permission::Permission;
-use crate::route::{HostPattern, Method, Part, PathTemplate, RouteId, RouteMode, RouteRow};
+use crate::route::{HostPattern, Method, PathTemplate, RouteId, RouteMode, RoutePart, RouteRow};
 use crate::scope::Needs;
 use crate::store::Changed;
 
@@ -95,7 +95,7 @@ fn rule(fields: &mut Fields) -> RouteRow {
 /// Records the first invalid part of a rule.
 fn judged(fields: &mut Fields, row: &RouteRow) {
     if let Err(damage) = row.compile() {
-        let part = if damage.part == Part::Shape { "path" } else { damage.part.as_str() };
+        let part = if damage.part == RoutePart::Shape { "path" } else { damage.part.as_str() };
         fields.wrong(part, "invalid_value", damage.to_string());
     }
 }
@@ -107,7 +107,7 @@ fn id(text: &str) -> Result<RouteId, Problem> {
 
 pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, Problem> {
     change.may(Permission::RoutesWrite)?;
-    let (asked, mut fields) = change.fields(Form::Json).await?;
+    let (asked, mut fields) = change.fields(BodyForm::Json).await?;
     let rule = rule(&mut fields);
     fields.finish()?;
     let success = Success { status: StatusCode::CREATED, secret: Secret::None, render: created };
@@ -119,7 +119,7 @@ pub(in super::super) async fn update(
     change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::RoutesWrite)?;
-    let (asked, mut fields) = change.fields(Form::MergePatch).await?;
+    let (asked, mut fields) = change.fields(BodyForm::MergePatch).await?;
     if fields.is_null("shadow") {
         fields.wrong("shadow", "wrong_type", "expected true or false, not null");
     }
@@ -157,7 +157,7 @@ pub(in super::super) async fn delete(
 pub(in super::super) async fn replace(change: ChangeRequest) -> Result<Response, Problem> {
     change.may(Permission::RoutesWrite)?;
     let dry_run = dry_run(change.parts.uri.query())?;
-    let (asked, value) = change.read_with_parameters(Form::Json).await?;
+    let (asked, value) = change.read_with_parameters(BodyForm::Json).await?;
     let rules = table(value)?;
     if if_match(&asked.parts.headers)?.is_none() && !dry_run {
         return Err(Problem::precondition_required());

@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use axum::response::Response;
 
-use super::super::body::{FieldValue, Form};
+use super::super::body::{BodyForm, FieldValue};
 use super::super::idempotency::Secret;
 use super::super::problem::Problem;
 use super::{ChangeRequest, ChangeResponse, Path, Success, nothing_matches};
@@ -73,7 +73,7 @@ pub(super) fn setting<T>(said: FieldValue<T>) -> Setting<T> {
 
 pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, Problem> {
     change.may_make(Permission::TenantsWrite)?;
-    let (asked, mut fields) = change.fields(Form::Json).await?;
+    let (asked, mut fields) = change.fields(BodyForm::Json).await?;
     let name = fields.text_needed("name", name);
     let schema = fields.text("db_schema_name", schema).value();
     let wanted = fields.text("status", status).value().unwrap_or(TenantStatus::Active);
@@ -105,7 +105,7 @@ pub(in super::super) async fn update(
     change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::TenantsWrite)?;
-    let (asked, mut fields) = change.fields(Form::MergePatch).await?;
+    let (asked, mut fields) = change.fields(BodyForm::MergePatch).await?;
     let name = fields.text_or_absent("name", name);
     let plan = setting(fields.text("plan", PlanName::parse));
     let mode = setting(fields.text("mode", mode));
@@ -155,7 +155,7 @@ pub(in super::super) async fn delete(
     change: ChangeRequest,
 ) -> Result<Response, Problem> {
     change.may(Permission::TenantsWrite)?;
-    let (asked, mut fields) = change.fields(Form::Json).await?;
+    let (asked, mut fields) = change.fields(BodyForm::Json).await?;
     let confirmed = fields.text_needed("confirm", |text| Ok::<_, String>(text.to_owned()));
     fields.finish()?;
     let found = asked.admin()?.tenant_by_id(&reference).await?;

@@ -14,11 +14,11 @@ const PART: usize = 64 * 1024;
 async fn a_client_that_takes_a_long_answer_is_not_closed_before_those_that_send_nothing() {
     let app = Router::new().route("/", get(|| async { vec![b'x'; LONG] }));
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::default());
-    let acceptor = Arc::new(Acceptor::new(app, None, Arc::default(), RateLimitedLog::new(clock, 1)));
+    let acceptor = Arc::new(HttpAcceptor::new(app, None, Arc::default(), RateLimitedLog::new(clock, 1)));
     let (ours, mut theirs) = duplex(PART);
     let (_stop, stopping) = watch::channel(false);
     let place = acceptor.admit().unwrap();
-    tokio::spawn(serve(place, ours, Peer::Unix(None), stopping));
+    tokio::spawn(serve(place, ours, HttpPeer::Unix(None), stopping));
     theirs.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut part = vec![0; PART];
     theirs.read_exact(&mut part).await.unwrap();

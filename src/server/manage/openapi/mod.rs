@@ -189,7 +189,7 @@ fn schemas() -> Map<String, Value> {
     add::<EntryView<'_>>(&mut all, "AuditEntry");
     add::<ReplicaView>(&mut all, "Replica");
     add::<WhoView>(&mut all, "WhoAmI");
-    add::<super::problem::Shown>(&mut all, "Problem");
+    add::<super::problem::ProblemBody>(&mut all, "Problem");
     bodies::add_all(&mut all);
     for schema in all.values_mut() {
         if let Some(items) = schema.pointer_mut("/properties/permissions/items") {

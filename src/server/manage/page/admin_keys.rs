@@ -7,9 +7,9 @@ use axum::response::{IntoResponse as _, Redirect, Response};
 use maud::{Markup, html};
 use uuid::Uuid;
 
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
-use super::layout::{Place, page};
+use super::layout::{NavEntry, page};
 use super::once::{self, FormClaim};
 use super::parts::{Field, asked, copyable, done, pill, select, spaced, table, when, when_or, wrong};
 use super::visit::{Visitor, VisitorExtension};
@@ -22,7 +22,7 @@ use crate::store::{AdminSession, Ending, SessionId};
 pub(super) async fn list(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     visitor.check(Permission::AdminKeysRead, About::Shared)?;
     screen(&visitor, &Form::read(query.unwrap_or_default()), &Form::default(), None).await
 }
@@ -32,7 +32,7 @@ async fn screen(
     query: &Form,
     form: &Form,
     failure: Option<&str>,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     let keys = visitor.admin.admin_keys(&visitor.caller.creator).await?;
     let now = visitor.admin.now();
     let rows = html! {
@@ -58,7 +58,7 @@ async fn screen(
             (asked("New management key", false, &new_form(visitor, form)))
         }
     };
-    Ok(page(visitor, Place::AdminKeys, "Management keys", &body))
+    Ok(page(visitor, NavEntry::AdminKeys, "Management keys", &body))
 }
 
 fn status(listed: &ListedAdminKey) -> Markup {
@@ -113,7 +113,10 @@ fn new_form(visitor: &Visitor, form: &Form) -> Markup {
     }
 }
 
-pub(super) async fn create(Extension(visitor): VisitorExtension, body: Bytes) -> Result<Response, Failure> {
+pub(super) async fn create(
+    Extension(visitor): VisitorExtension,
+    body: Bytes,
+) -> Result<Response, PageFailure> {
     visitor.check(Permission::AdminKeysWrite, About::Shared)?;
     let form = Form::read(&body);
     match issued(&visitor, &form, &body).await {
@@ -127,7 +130,7 @@ pub(super) async fn create(Extension(visitor): VisitorExtension, body: Bytes) ->
 }
 
 /// Renders the page with the management key that a form has created.
-async fn issued(visitor: &Visitor, form: &Form, body: &[u8]) -> Result<Markup, Failure> {
+async fn issued(visitor: &Visitor, form: &Form, body: &[u8]) -> Result<Markup, PageFailure> {
     let creator = &visitor.caller.creator;
     let wish = wish(form)?;
     match once::begin(visitor, "/admin-keys", form, body, Secret::AdminKey).await? {
@@ -146,8 +149,8 @@ async fn issued(visitor: &Visitor, form: &Form, body: &[u8]) -> Result<Markup, F
 
 /// Reads the form. A role or an expiry that the form does not offer is an error, because an absent value means that the
 /// key gets everything that its creator has.
-fn wish(form: &Form) -> Result<AdminKeyWish, Failure> {
-    let not_offered = |what: &str| Failure::invalid(format!("The {what} is not one of those offered."));
+fn wish(form: &Form) -> Result<AdminKeyWish, PageFailure> {
+    let not_offered = |what: &str| PageFailure::invalid(format!("The {what} is not one of those offered."));
     let role = Role::parse(form.need("role", "The role")?).map_err(|_| not_offered("role"))?;
     let expiry = match form.shown("expiry") {
         "" => Expiry::Unsaid,
@@ -184,21 +187,21 @@ fn shown_once(visitor: &Visitor, details: &AdminKey, key: Option<&str>) -> Marku
             p.actions { a.button href={ "/admin-keys/" (details.id.0) } { "To the management key" } }
         }
     };
-    page(visitor, Place::AdminKeys, "New management key", &body)
+    page(visitor, NavEntry::AdminKeys, "New management key", &body)
 }
 
 /// Returns the management key of a path, if it has no more than the visitor's own.
-async fn found(visitor: &Visitor, id: &str) -> Result<ListedAdminKey, Failure> {
-    let id = Uuid::parse_str(id).map_err(|_| Failure::not_found())?;
+async fn found(visitor: &Visitor, id: &str) -> Result<ListedAdminKey, PageFailure> {
+    let id = Uuid::parse_str(id).map_err(|_| PageFailure::not_found())?;
     let keys = visitor.admin.admin_keys(&visitor.caller.creator).await?;
-    keys.into_iter().find(|listed| listed.key.id.0 == id).ok_or_else(Failure::not_found)
+    keys.into_iter().find(|listed| listed.key.id.0 == id).ok_or_else(PageFailure::not_found)
 }
 
 pub(super) async fn show(
     Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     visitor.check(Permission::AdminKeysRead, About::Shared)?;
     let listed = found(&visitor, &id).await?;
     let sessions = visitor.admin.sessions(listed.key.id).await?;
@@ -229,7 +232,7 @@ pub(super) async fn show(
             }
         }
     };
-    Ok(page(&visitor, Place::AdminKeys, &key.name, &body))
+    Ok(page(&visitor, NavEntry::AdminKeys, &key.name, &body))
 }
 
 fn sessions_of(
@@ -279,7 +282,7 @@ fn sessions_of(
 pub(super) async fn revoke(
     Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
-) -> Result<Redirect, Failure> {
+) -> Result<Redirect, PageFailure> {
     visitor.check(Permission::AdminKeysWrite, About::Shared)?;
     let listed = found(&visitor, &id).await?;
     let id = listed.key.id;
@@ -292,7 +295,7 @@ pub(super) async fn revoke(
 pub(super) async fn end_sessions(
     Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
-) -> Result<Redirect, Failure> {
+) -> Result<Redirect, PageFailure> {
     visitor.check(Permission::AdminKeysWrite, About::Shared)?;
     let key = found(&visitor, &id).await?.key;
     visitor.admin.end_sessions(Ending::OfKey(key.id)).await?;
@@ -302,10 +305,10 @@ pub(super) async fn end_sessions(
 pub(super) async fn end_session(
     Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
-) -> Result<Redirect, Failure> {
+) -> Result<Redirect, PageFailure> {
     visitor.check(Permission::AdminKeysWrite, About::Shared)?;
-    let id = SessionId(Uuid::parse_str(&id).map_err(|_| Failure::not_found())?);
-    let key = visitor.admin.session_key(id).await?.ok_or_else(Failure::not_found)?;
+    let id = SessionId(Uuid::parse_str(&id).map_err(|_| PageFailure::not_found())?);
+    let key = visitor.admin.session_key(id).await?.ok_or_else(PageFailure::not_found)?;
     found(&visitor, &key.0.to_string()).await?;
     visitor.admin.end_sessions(Ending::One(id)).await?;
     Ok(Redirect::to(&format!("/admin-keys/{}?done=signed-out", key.0)))

@@ -5,12 +5,12 @@ use axum::extract::RawQuery;
 use maud::{Markup, html};
 use serde_json::{Map, Value};
 
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
-use super::layout::{Place, page};
+use super::layout::{NavEntry, page};
 use super::parts::{Field, when};
 use super::visit::{Visitor, VisitorExtension};
-use crate::audit::Entry;
+use crate::audit::AuditEntry;
 use crate::clock::Timestamp;
 use crate::permission::{About, Permission, Reach};
 use crate::store::AuditFilter;
@@ -30,7 +30,7 @@ const VALUE_CHARS: usize = 120;
 pub(super) async fn list(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     visitor.check(Permission::AuditRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
     let pages = query.get("page").and_then(|page| page.parse().ok()).unwrap_or(0).clamp(0, 10_000);
@@ -56,12 +56,12 @@ pub(super) async fn list(
             }
         }
     };
-    Ok(page(&visitor, Place::Audit, "Audit log", &body))
+    Ok(page(&visitor, NavEntry::Audit, "Audit log", &body))
 }
 
 /// Returns the entries that a visitor may see, newest first. If the management key has access to some tenants only,
 /// these are entries about those tenants.
-async fn visible(visitor: &Visitor, filter: AuditFilter, pages: i64) -> Result<Vec<Entry>, Failure> {
+async fn visible(visitor: &Visitor, filter: AuditFilter, pages: i64) -> Result<Vec<AuditEntry>, PageFailure> {
     let tenants = match &visitor.caller.creator.authority.reach {
         Reach::All => return Ok(visitor.admin.newest_audit(&filter, pages, SIZE).await?),
         Reach::Some(tenants) => tenants,
@@ -79,20 +79,20 @@ async fn visible(visitor: &Visitor, filter: AuditFilter, pages: i64) -> Result<V
 }
 
 /// Renders the newest entries that a visitor may see.
-pub(super) async fn latest(visitor: &Visitor) -> Result<Markup, Failure> {
+pub(super) async fn latest(visitor: &Visitor) -> Result<Markup, PageFailure> {
     let mut entries = visible(visitor, AuditFilter::default(), 0).await?;
     entries.truncate(LATEST);
     Ok(rows(&entries, visitor.admin.now(), false))
 }
 
 /// Renders the newest entries about one object.
-pub(super) async fn entries_of(visitor: &Visitor, subject: &str) -> Result<Markup, Failure> {
+pub(super) async fn entries_of(visitor: &Visitor, subject: &str) -> Result<Markup, PageFailure> {
     let filter = AuditFilter { subject: Some(subject.to_owned()), ..AuditFilter::default() };
     let entries = visitor.admin.newest_audit(&filter, 0, OF_ONE).await?;
     Ok(rows(&entries, visitor.admin.now(), false))
 }
 
-fn rows(entries: &[Entry], now: Timestamp, with_subject: bool) -> Markup {
+fn rows(entries: &[AuditEntry], now: Timestamp, with_subject: bool) -> Markup {
     html! {
         ol.log {
             @for entry in entries {
@@ -113,7 +113,7 @@ fn rows(entries: &[Entry], now: Timestamp, with_subject: bool) -> Markup {
 }
 
 /// Returns the name, prefix or path of the changed object.
-fn name(entry: &Entry) -> Option<String> {
+fn name(entry: &AuditEntry) -> Option<String> {
     let text = entry.after.as_deref().or(entry.before.as_deref())?;
     let Ok(Value::Object(fields)) = serde_json::from_str(text) else { return None };
     let named = ["name", "key_prefix", "path"].into_iter().filter_map(|field| fields.get(field)?.as_str());
@@ -121,7 +121,7 @@ fn name(entry: &Entry) -> Option<String> {
 }
 
 /// Renders the id of the changed object, as a link if it has a page.
-fn subject(entry: &Entry) -> Markup {
+fn subject(entry: &AuditEntry) -> Markup {
     let (subject, kind) = (&entry.subject, entry.action.split('.').next().unwrap_or_default());
     let is_id = uuid::Uuid::parse_str(subject).is_ok();
     let place = match kind {
@@ -139,7 +139,7 @@ fn subject(entry: &Entry) -> Markup {
 }
 
 /// Renders the fields that differ, ordered by name.
-fn changes(entry: &Entry) -> Vec<Markup> {
+fn changes(entry: &AuditEntry) -> Vec<Markup> {
     let fields = |json: &Option<String>| -> Map<String, Value> {
         let value = json.as_deref().and_then(|json| serde_json::from_str(json).ok());
         if let Some(Value::Object(fields)) = value { fields } else { Map::new() }
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn only_fields_that_differ_are_shown() {
-        let entry = Entry {
+        let entry = AuditEntry {
             seq: 1,
             at: Timestamp(0),
             actor: "a".into(),

@@ -4,7 +4,7 @@ use axum::http::header::COOKIE;
 use axum::http::{HeaderMap, HeaderValue};
 
 use super::origin::is_on_this_machine;
-use crate::verify::token::Token;
+use crate::verify::token::RandomToken;
 
 /// Because of this prefix, a browser accepts the cookie only over TLS, from exactly this host, and for all its paths.
 const SECURE: &str = "__Host-tenantgate";
@@ -27,7 +27,7 @@ pub(super) fn read(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// Returns the header that sets the session cookie. The cookie expires after 12 hours.
-pub(super) fn set(headers: &HeaderMap, token: &Token) -> Option<HeaderValue> {
+pub(super) fn set(headers: &HeaderMap, token: &RandomToken) -> Option<HeaderValue> {
     line(headers, token.expose(), crate::admin::LONGEST.as_secs())
 }
 
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn the_cookie_is_for_this_host_only_and_hidden_from_scripts() {
-        let token = Token::issue_with(&mut SmallRng::seed_from_u64(1)).unwrap();
+        let token = RandomToken::issue_with(&mut SmallRng::seed_from_u64(1)).unwrap();
         let value = token.expose();
         let here = set(&headers("127.0.0.1:9465", &[]), &token).unwrap();
         let flags = "Path=/; Max-Age=43200; HttpOnly; SameSite=Strict";

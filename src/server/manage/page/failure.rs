@@ -12,14 +12,14 @@ use crate::store::StoreError;
 
 /// Why a page is not shown or a form not processed.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct PageFailure {
     pub(super) status: StatusCode,
     title: &'static str,
     pub(super) text: String,
     retry_after: Option<u64>,
 }
 
-impl Failure {
+impl PageFailure {
     fn new(status: StatusCode, title: &'static str, text: impl Into<String>) -> Self {
         Self { status, title, text: text.into(), retry_after: None }
     }
@@ -68,7 +68,7 @@ impl Failure {
         Self { retry_after: Some(seconds), ..failure }
     }
 
-    /// Returns whether it is [`Failure::too_many`].
+    /// Returns whether it is [`PageFailure::too_many`].
     pub(super) fn is_too_many(&self) -> bool {
         self.status == StatusCode::TOO_MANY_REQUESTS
     }
@@ -98,7 +98,7 @@ impl Failure {
     }
 }
 
-impl From<AdminError> for Failure {
+impl From<AdminError> for PageFailure {
     fn from(error: AdminError) -> Self {
         let text = sentence(&error.to_string());
         match error {
@@ -135,7 +135,7 @@ fn sentence(text: &str) -> String {
     format!("{first}{rest}{end}")
 }
 
-impl IntoResponse for Failure {
+impl IntoResponse for PageFailure {
     fn into_response(self) -> Response {
         let body = html! {
             h1 { (self.title) }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::failure::Failure;
+use super::failure::PageFailure;
 
 /// The fields of a form or a query string.
 #[derive(Debug, Default)]
@@ -33,8 +33,8 @@ impl Form {
     }
 
     /// Returns a field; an error if it is missing or empty.
-    pub(super) fn need(&self, name: &str, label: &str) -> Result<&str, Failure> {
-        self.get(name).ok_or_else(|| Failure::invalid(format!("{label} is missing.")))
+    pub(super) fn need(&self, name: &str, label: &str) -> Result<&str, PageFailure> {
+        self.get(name).ok_or_else(|| PageFailure::invalid(format!("{label} is missing.")))
     }
 
     /// Returns the fields as a query string, with `name` set to `value`.

@@ -6,10 +6,10 @@ use maud::{Markup, html};
 
 use super::audit::entries_of;
 use super::chart::{ByDay, DAYS, add, bars};
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
 use super::key_forms::{actions, found};
-use super::layout::{Place, page};
+use super::layout::{NavEntry, page};
 use super::parts::{Field, copyable, done, key_pill, meaning, tenant_pill, when, when_or};
 use super::visit::{Visitor, VisitorExtension};
 use crate::admin::{RouteVerdict, TestedRequest};
@@ -22,7 +22,7 @@ pub(super) async fn show(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     let (key, tenant) = found(&visitor, &reference, Permission::KeysRead).await?;
     let query = Form::read(query.unwrap_or_default());
     let (about, now) = (About::Tenant(tenant.id), visitor.admin.now());
@@ -54,7 +54,7 @@ pub(super) async fn show(
             section aria-labelledby="audit" { h2 #audit { "Changes" } (audit) }
         }
     };
-    Ok(page(&visitor, Place::Keys, name, &body))
+    Ok(page(&visitor, NavEntry::Keys, name, &body))
 }
 
 fn facts(key: &KeyDetails, tenant: &Tenant, now: Timestamp) -> Markup {
@@ -91,7 +91,7 @@ fn facts(key: &KeyDetails, tenant: &Tenant, now: Timestamp) -> Markup {
     }
 }
 
-async fn picture(visitor: &Visitor, key: &KeyDetails) -> Result<Markup, Failure> {
+async fn picture(visitor: &Visitor, key: &KeyDetails) -> Result<Markup, PageFailure> {
     let mut days = ByDay::new();
     for count in visitor.admin.requests_of_key(key.id, DAYS).await? {
         add(&mut days, &count.day, &count.reason, count.requests);
@@ -104,7 +104,7 @@ async fn explain(
     key: &KeyDetails,
     query: &Form,
     path: &str,
-) -> Result<RouteVerdict, Failure> {
+) -> Result<RouteVerdict, PageFailure> {
     let request = TestedRequest {
         method: query.get("method").unwrap_or("GET").to_uppercase(),
         host: query.get("host").unwrap_or("example.com").to_owned(),

@@ -6,11 +6,11 @@ use axum::extract::Path;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use maud::{Markup, html};
 
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
 use super::key_forms::found;
 use super::key_forms::{LIVES, expiry, setting};
-use super::layout::{Place, page};
+use super::layout::{NavEntry, page};
 use super::parts::{Field, labels_field, minutes, select, version, wrong};
 use super::visit::{Visitor, VisitorExtension};
 use crate::admin::version::of_key;
@@ -28,7 +28,7 @@ const AS_IT_IS: &str = "keep";
 pub(super) async fn edit(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     let (key, _) = found(&visitor, &reference, Permission::KeysWrite).await?;
     let plans = visitor.admin.plans().await?;
     let form = filled_in(&key);
@@ -88,11 +88,11 @@ fn screen(
             }
         }
     };
-    page(visitor, Place::Keys, "Edit key", &body)
+    page(visitor, NavEntry::Keys, "Edit key", &body)
 }
 
 /// Reads the form. An empty field removes the value.
-fn asked_for(form: &Form) -> Result<KeyUpdate, Failure> {
+fn asked_for(form: &Form) -> Result<KeyUpdate, PageFailure> {
     let labels = form.shown("labels").lines().map(str::trim).filter(|line| !line.is_empty());
     let instant = |text: &str| {
         Timestamp::parse(text).ok_or_else(|| {
@@ -123,12 +123,12 @@ pub(super) async fn update(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
-) -> Result<Response, Failure> {
+) -> Result<Response, PageFailure> {
     let (key, _) = found(&visitor, &reference, Permission::KeysWrite).await?;
     let form = Form::read(body);
     let id = key.id.0.to_string();
     let changed = match asked_for(&form) {
-        Ok(asked) => visitor.admin_for(&form).patch_key(&id, &asked).await.map_err(Failure::from),
+        Ok(asked) => visitor.admin_for(&form).patch_key(&id, &asked).await.map_err(PageFailure::from),
         Err(failure) => Err(failure),
     };
     match changed {

@@ -8,9 +8,9 @@ use axum::extract::Path;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use maud::{Markup, html};
 
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
-use super::layout::{Place, page};
+use super::layout::{NavEntry, page};
 use super::once::{self, Before, FormClaim};
 use super::parts::{Field, asked, labels_field, select, version, wrong};
 use super::tenant;
@@ -32,7 +32,7 @@ pub(super) async fn found(
     visitor: &Visitor,
     reference: &str,
     permission: Permission,
-) -> Result<(KeyDetails, Tenant), Failure> {
+) -> Result<(KeyDetails, Tenant), PageFailure> {
     visitor.check(permission, About::Shared)?;
     let key = visitor.admin.key(reference).await?;
     let tenant = visitor.admin.tenant_by_id(&key.tenant_id.0.to_string()).await?;
@@ -51,27 +51,29 @@ const GRACES: [(&str, &str); 5] =
     [("1h", "1 hour"), ("24h", "1 day"), ("168h", "7 days"), ("720h", "30 days"), ("0h", "Not at all")];
 
 /// Parses a lifetime of [`LIVES`].
-pub(super) fn expiry(text: &str) -> Result<Expiry, Failure> {
+pub(super) fn expiry(text: &str) -> Result<Expiry, PageFailure> {
     if text == "never" {
         return Ok(Expiry::Never);
     }
     let days = text.strip_suffix('d').and_then(|days| days.parse::<u64>().ok());
     let days = days.filter(|days| (1..=36_500).contains(days));
     days.map(|days| Expiry::In(Duration::from_hours(days * HOURS_PER_DAY)))
-        .ok_or_else(|| Failure::invalid("The expiry is not one of those offered."))
+        .ok_or_else(|| PageFailure::invalid("The expiry is not one of those offered."))
 }
 
-fn grace(text: &str) -> Result<Duration, Failure> {
+fn grace(text: &str) -> Result<Duration, PageFailure> {
     let hours = text.strip_suffix('h').and_then(|hours| hours.parse::<u64>().ok());
     let hours = hours.filter(|hours| *hours <= 365 * HOURS_PER_DAY);
-    hours.map(Duration::from_hours).ok_or_else(|| Failure::invalid("The grace is not one of those offered."))
+    hours
+        .map(Duration::from_hours)
+        .ok_or_else(|| PageFailure::invalid("The grace is not one of those offered."))
 }
 
 pub(super) fn setting<T>(
     form: &Form,
     name: &str,
     parse: impl Fn(&str) -> Result<T, InvalidValue>,
-) -> Result<Setting<T>, Failure> {
+) -> Result<Setting<T>, PageFailure> {
     match form.get(name) {
         None => Ok(Setting::Keep),
         Some(text) => Ok(Setting::Set(parse(text).map_err(|why| AdminError::BadRequest(why.into()))?)),
@@ -79,7 +81,7 @@ pub(super) fn setting<T>(
 }
 
 /// Parses the form for a new key.
-fn asked_for(form: &Form) -> Result<KeyUpdate, Failure> {
+fn asked_for(form: &Form) -> Result<KeyUpdate, PageFailure> {
     let labels = form.shown("labels").lines().map(str::trim).filter(|line| !line.is_empty());
     Ok(KeyUpdate {
         name: Setting::Set(form.need("name", "The name")?.to_owned()),
@@ -97,7 +99,7 @@ fn asked_for(form: &Form) -> Result<KeyUpdate, Failure> {
 pub(super) async fn new(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     let tenant = tenant::found(&visitor, &reference, Permission::KeysWrite).await?;
     let plans = visitor.admin.plans().await?;
     Ok(new_page(&visitor, &tenant, &plans, &Form::default(), None))
@@ -138,14 +140,14 @@ fn new_page(
             }
         }
     };
-    page(visitor, Place::Keys, "New key", &body)
+    page(visitor, NavEntry::Keys, "New key", &body)
 }
 
 pub(super) async fn create(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
-) -> Result<Response, Failure> {
+) -> Result<Response, PageFailure> {
     let tenant = tenant::found(&visitor, &reference, Permission::KeysWrite).await?;
     let form = Form::read(&body);
     match issued(&visitor, &tenant, &form, &body).await {
@@ -160,7 +162,7 @@ pub(super) async fn create(
 }
 
 /// Renders the page with the key that a form has created.
-async fn issued(visitor: &Visitor, tenant: &Tenant, form: &Form, body: &[u8]) -> Result<Markup, Failure> {
+async fn issued(visitor: &Visitor, tenant: &Tenant, form: &Form, body: &[u8]) -> Result<Markup, PageFailure> {
     let (id, asked) = (tenant.id.0.to_string(), asked_for(form)?);
     match once::begin(visitor, &format!("/tenants/{id}/keys"), form, body, Secret::Key).await? {
         FormClaim::First(first) => {
@@ -178,7 +180,7 @@ fn shown_once(visitor: &Visitor, tenant: &Tenant, issued: &Issued, what: &str) -
 }
 
 /// Renders the same page for a form that is sent again.
-async fn shown_before(visitor: &Visitor, tenant: &Tenant, before: &Before) -> Result<Markup, Failure> {
+async fn shown_before(visitor: &Visitor, tenant: &Tenant, before: &Before) -> Result<Markup, PageFailure> {
     let details = visitor.admin.key(&before.id).await?;
     Ok(show(visitor, tenant, &details, before.key.as_deref(), "The key was created."))
 }
@@ -208,14 +210,14 @@ fn show(visitor: &Visitor, tenant: &Tenant, details: &KeyDetails, key: Option<&s
             p.actions { a.button href={ "/keys/" (details.id.0) } { "To the key" } }
         }
     };
-    page(visitor, Place::Keys, "New key", &body)
+    page(visitor, NavEntry::Keys, "New key", &body)
 }
 
 pub(super) async fn rotate(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     let form = Form::read(&body);
     let grace = grace(form.get("grace").unwrap_or_default())?;
     // Without a grace period, the old key is revoked at once.
@@ -245,7 +247,7 @@ fn to(key: &KeyDetails, done: &str) -> Redirect {
 pub(super) async fn disable(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
-) -> Result<Redirect, Failure> {
+) -> Result<Redirect, PageFailure> {
     let (key, _) = found(&visitor, &reference, Permission::KeysWrite).await?;
     visitor.admin.disable_key(&key.id.0.to_string()).await?;
     Ok(to(&key, "disabled"))
@@ -256,7 +258,7 @@ pub(super) async fn enable(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
-) -> Result<Redirect, Failure> {
+) -> Result<Redirect, PageFailure> {
     let (key, _) = found(&visitor, &reference, Permission::KeysWrite).await?;
     visitor.admin_for(&Form::read(body)).enable_key(&key.id.0.to_string()).await?;
     Ok(to(&key, "enabled"))
@@ -266,7 +268,7 @@ pub(super) async fn revoke(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
-) -> Result<Redirect, Failure> {
+) -> Result<Redirect, PageFailure> {
     let (key, _) = found(&visitor, &reference, Permission::KeysRevoke).await?;
     visitor.admin.revoke(&[key.id], Form::read(body).get("reason")).await?;
     Ok(to(&key, "revoked"))

@@ -7,9 +7,9 @@ use axum::extract::RawQuery;
 use maud::{Markup, html};
 use uuid::Uuid;
 
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
-use super::layout::{Place, page};
+use super::layout::{NavEntry, page};
 use super::parts::{key_pill, next_page, select, table, tenant_choice, when_or};
 use super::visit::{Visitor, VisitorExtension};
 use crate::admin::{AdminError, LONG, SOON};
@@ -30,7 +30,7 @@ pub(super) type Names = BTreeMap<TenantId, Tenant>;
 pub(super) async fn list(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     visitor.check(Permission::KeysRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
     let now = visitor.admin.now();
@@ -56,7 +56,7 @@ pub(super) async fn list(
             (next_page("/keys", &query, next.as_deref()))
         }
     };
-    Ok(page(&visitor, Place::Keys, "Keys", &body))
+    Ok(page(&visitor, NavEntry::Keys, "Keys", &body))
 }
 
 /// Returns a page of keys, and the position of the next page.
@@ -64,7 +64,7 @@ async fn matching(
     visitor: &Visitor,
     query: &Form,
     now: Timestamp,
-) -> Result<(Vec<KeyDetails>, Option<KeyPlace>), Failure> {
+) -> Result<(Vec<KeyDetails>, Option<KeyPlace>), PageFailure> {
     let reach = &visitor.caller.creator.authority.reach;
     // A prefix or an id identifies one key, so the other filters do not apply.
     if let Some(reference) = query.get("q").filter(|q| q.starts_with("llmk_") || Uuid::parse_str(q).is_ok()) {
@@ -105,7 +105,7 @@ async fn matching(
     Ok((page.keys.into_iter().map(|key| key.details).collect(), page.next))
 }
 
-async fn filters(visitor: &Visitor, query: &Form) -> Result<Markup, Failure> {
+async fn filters(visitor: &Visitor, query: &Form) -> Result<Markup, PageFailure> {
     let tenants = tenant_choice(visitor, query).await?;
     let states = [
         ("", "Every status"),

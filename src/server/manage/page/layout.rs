@@ -9,7 +9,7 @@ use crate::permission::{About, Permission};
 
 /// The entries of the navigation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Place {
+pub(super) enum NavEntry {
     Overview,
     Tenants,
     Keys,
@@ -20,7 +20,7 @@ pub(super) enum Place {
     AdminKeys,
 }
 
-impl Place {
+impl NavEntry {
     const ALL: [Self; 8] = [
         Self::Overview,
         Self::Tenants,
@@ -48,7 +48,7 @@ impl Place {
 }
 
 /// Renders a screen of a signed-in visitor.
-pub(super) fn page(visitor: &Visitor, place: Place, title: &str, body: &Markup) -> Markup {
+pub(super) fn page(visitor: &Visitor, place: NavEntry, title: &str, body: &Markup) -> Markup {
     let key = &visitor.caller.key;
     html! {
         (DOCTYPE)
@@ -60,7 +60,7 @@ pub(super) fn page(visitor: &Visitor, place: Place, title: &str, body: &Markup) 
                     a.brand href="/" { img src=(ICON) alt="" width="22" height="22"; "tenantgate" }
                     nav aria-label="Main" {
                         ul {
-                            @for other in Place::ALL {
+                            @for other in NavEntry::ALL {
                                 @let (path, word, needs) = other.entry();
                                 @if needs.is_none_or(|needs| visitor.may(needs, About::Shared)) {
                                     li {

@@ -44,8 +44,8 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 
-use self::failure::Failure;
-pub(super) use self::overview::Counted;
+use self::failure::PageFailure;
+pub(super) use self::overview::KeyCountCache;
 use super::Plane;
 use super::problem::Problem;
 
@@ -103,7 +103,7 @@ pub(super) fn router(plane: Arc<Plane>) -> Router {
         .route("/admin-keys/{key}/sign-out", post(admin_keys::end_sessions))
         .route("/sessions/{session}/sign-out", post(admin_keys::end_session))
         .route("/sign-out", post(sign_in::sign_out))
-        .method_not_allowed_fallback(|| async { Failure::method_not_allowed() })
+        .method_not_allowed_fallback(|| async { PageFailure::method_not_allowed() })
         .layer(from_fn_with_state(Arc::clone(&plane), visit::signed_in));
     Router::new()
         .route("/sign-in", get(sign_in::show).post(sign_in::by_key))
@@ -111,7 +111,7 @@ pub(super) fn router(plane: Arc<Plane>) -> Router {
         .route(assets::STYLE, get(assets::style))
         .route(assets::SCRIPT, get(assets::script))
         .route(assets::ICON, get(assets::icon))
-        .method_not_allowed_fallback(|| async { Failure::method_not_allowed() })
+        .method_not_allowed_fallback(|| async { PageFailure::method_not_allowed() })
         .merge(inside)
         .layer(from_fn(super::only_utf8))
         .layer(DefaultBodyLimit::max(LARGEST_FORM))
@@ -123,7 +123,7 @@ pub(super) fn router(plane: Arc<Plane>) -> Router {
 pub(super) async fn not_found(request: Request) -> Response {
     let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if accept.contains("text/html") {
-        with_headers(Failure::not_found().into_response())
+        with_headers(PageFailure::not_found().into_response())
     } else {
         Problem::not_found().into_response()
     }

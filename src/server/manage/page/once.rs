@@ -9,7 +9,7 @@ use maud::{Markup, html};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
 use super::visit::Visitor;
 use crate::admin::{Admin, AdminError};
@@ -52,12 +52,12 @@ pub(super) async fn begin(
     form: &Form,
     body: &[u8],
     secret: Secret,
-) -> Result<FormClaim, Failure> {
+) -> Result<FormClaim, PageFailure> {
     let admin = visitor.admin.clone();
     let Some(id) = form.get("once") else {
         return Ok(FormClaim::First(Box::new(First { admin, attempt: None })));
     };
-    let id = Uuid::parse_str(id).map_err(|_| Failure::invalid("The form is not one of this page."))?;
+    let id = Uuid::parse_str(id).map_err(|_| PageFailure::invalid("The form is not one of this page."))?;
     match idempotency::claim(&admin, &visitor.caller, path, id.to_string(), body).await? {
         idempotency::ClaimOutcome::First(attempt, derivation) => {
             let receipt = Receipt { attempt: Some(attempt), answer: Arc::new(kept) };
@@ -73,9 +73,9 @@ pub(super) async fn begin(
             }))
         }
         idempotency::ClaimOutcome::Running => {
-            Err(Failure::sent_before("This form was sent twice, and the first one is still running."))
+            Err(PageFailure::sent_before("This form was sent twice, and the first one is still running."))
         }
-        idempotency::ClaimOutcome::OtherBody => Err(Failure::sent_before(
+        idempotency::ClaimOutcome::OtherBody => Err(PageFailure::sent_before(
             "This form was sent before with other values. Open it again to make another key.",
         )),
     }
@@ -93,7 +93,7 @@ fn kept(changed: Changed<'_>) -> Option<String> {
 
 impl First {
     /// Releases the claim if no key was created, so that the form can be sent again.
-    pub(super) async fn done<T>(self, made: Result<T, AdminError>) -> Result<T, Failure> {
+    pub(super) async fn done<T>(self, made: Result<T, AdminError>) -> Result<T, PageFailure> {
         if let (Err(_), Some(attempt)) = (&made, self.attempt)
             && let Err(error) = self.admin.give_up_claim(attempt).await
         {

@@ -12,23 +12,27 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Because of `Referrer-Policy: no-referrer`, the page sends `Origin: null` with its own forms. Other sites can do so,
 /// too, so `Sec-Fetch-Site` decides then.
 pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
-    match (Header::of(headers, &SEC_FETCH_SITE), Header::of(headers, &ORIGIN)) {
-        (Header::One(site), Header::Absent | Header::One("null")) => site == "same-origin",
-        (Header::One(site), Header::One(origin)) => site == "same-origin" && is_of_host(origin, headers),
-        (Header::Absent, Header::One(origin)) => is_of_host(origin, headers),
-        (Header::Absent, Header::Absent) | (Header::Unclear, _) | (_, Header::Unclear) => false,
+    match (SingleHeader::of(headers, &SEC_FETCH_SITE), SingleHeader::of(headers, &ORIGIN)) {
+        (SingleHeader::One(site), SingleHeader::Absent | SingleHeader::One("null")) => site == "same-origin",
+        (SingleHeader::One(site), SingleHeader::One(origin)) => {
+            site == "same-origin" && is_of_host(origin, headers)
+        }
+        (SingleHeader::Absent, SingleHeader::One(origin)) => is_of_host(origin, headers),
+        (SingleHeader::Absent, SingleHeader::Absent)
+        | (SingleHeader::Unclear, _)
+        | (_, SingleHeader::Unclear) => false,
     }
 }
 
 /// A header that may occur at most once.
-enum Header<'h> {
+enum SingleHeader<'h> {
     Absent,
     One(&'h str),
     /// It occurs more than once, or is not text.
     Unclear,
 }
 
-impl<'h> Header<'h> {
+impl<'h> SingleHeader<'h> {
     fn of(headers: &'h HeaderMap, name: &HeaderName) -> Self {
         let mut values = headers.get_all(name).iter();
         match (values.next().map(|value| value.to_str()), values.next()) {
@@ -43,14 +47,14 @@ impl<'h> Header<'h> {
 /// terminate TLS.
 fn is_of_host(origin: &str, headers: &HeaderMap) -> bool {
     let authority = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
-    let Header::One(host) = Header::of(headers, &HOST) else { return false };
+    let SingleHeader::One(host) = SingleHeader::of(headers, &HOST) else { return false };
     authority.is_some_and(|authority| !authority.is_empty() && authority.eq_ignore_ascii_case(host))
 }
 
 /// Returns whether the browser addresses this server by a loopback name, so that the connection is assumed to be plain
 /// HTTP.
 pub(super) fn is_on_this_machine(headers: &HeaderMap) -> bool {
-    let Header::One(host) = Header::of(headers, &HOST) else { return false };
+    let SingleHeader::One(host) = SingleHeader::of(headers, &HOST) else { return false };
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.split(':').next().unwrap_or_default(),

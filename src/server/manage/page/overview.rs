@@ -10,15 +10,15 @@ use tokio::sync::Mutex;
 
 use super::audit::latest;
 use super::chart::reasons;
-use super::failure::Failure;
-use super::layout::{Place, page};
+use super::failure::PageFailure;
+use super::layout::{NavEntry, page};
 use super::parts::{number, pill, when};
 use super::refusals;
-use super::visit::{Shared, Visitor, VisitorExtension};
+use super::visit::{Visitor, VisitorExtension};
 use crate::admin::Admin;
 use crate::clock::Timestamp;
 use crate::permission::{About, Permission, Reach};
-use crate::server::manage::Plane;
+use crate::server::manage::{Plane, PlaneState};
 use crate::store::{KeyCounts, ReplicaState};
 use crate::tenant::TenantId;
 
@@ -28,11 +28,11 @@ const KEPT_FOR: Duration = Duration::from_mins(1);
 
 /// Cached counts of keys by reach, with the time of each count. A request that counts holds the lock, so that only one
 /// request counts at a time.
-pub(in crate::server::manage) type Counted =
+pub(in crate::server::manage) type KeyCountCache =
     Mutex<BTreeMap<Option<BTreeSet<TenantId>>, (Timestamp, KeyCounts)>>;
 
 /// Returns how many keys need attention. With many keys the numbers are up to a minute old.
-async fn key_counts(plane: &Plane, visitor: &Visitor) -> Result<KeyCounts, Failure> {
+async fn key_counts(plane: &Plane, visitor: &Visitor) -> Result<KeyCounts, PageFailure> {
     let (now, reach) = (visitor.admin.now(), &visitor.caller.creator.authority.reach);
     let of = if let Reach::Some(tenants) = reach { Some(tenants.clone()) } else { None };
     let mut kept = plane.counted.lock().await;
@@ -48,9 +48,9 @@ async fn key_counts(plane: &Plane, visitor: &Visitor) -> Result<KeyCounts, Failu
 }
 
 pub(super) async fn show(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(visitor): VisitorExtension,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     let admin = &visitor.admin;
     let counts = if visitor.may(Permission::KeysRead, About::Shared) {
         Some(key_counts(&plane, &visitor).await?)
@@ -80,11 +80,11 @@ pub(super) async fn show(
             section aria-labelledby="changes" { h2 #changes { "Latest changes" } (changes) }
         }
     };
-    Ok(page(&visitor, Place::Overview, "Overview", &body))
+    Ok(page(&visitor, NavEntry::Overview, "Overview", &body))
 }
 
 /// Returns today's requests by reason, the most frequent first.
-async fn today(admin: &Admin, visitor: &Visitor) -> Result<Vec<(String, u64)>, Failure> {
+async fn today(admin: &Admin, visitor: &Visitor) -> Result<Vec<(String, u64)>, PageFailure> {
     let counts = admin.requests_by_day(&visitor.caller.creator.authority.reach, 1).await?;
     let mut today: Vec<_> = counts.into_iter().map(|count| (count.reason, count.requests)).collect();
     today.sort_by(|(one, few), (other, many)| many.cmp(few).then(one.cmp(other)));

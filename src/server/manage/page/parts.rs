@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
 use super::visit::Visitor;
 use crate::clock::{MICROS_PER_DAY, Timestamp};
@@ -216,7 +216,7 @@ pub(super) fn select(name: &str, label: &str, chosen: &str, options: &[(&str, &s
 const OFFERED: usize = 200;
 
 /// Renders the selection of a tenant for a filter.
-pub(super) async fn tenant_choice(visitor: &Visitor, query: &Form) -> Result<Markup, Failure> {
+pub(super) async fn tenant_choice(visitor: &Visitor, query: &Form) -> Result<Markup, PageFailure> {
     let chosen = query.shown("tenant");
     let page = visitor.admin.tenants_by_creation(&TenantFilter::default(), None, OFFERED).await?;
     let tenants = page.tenants;

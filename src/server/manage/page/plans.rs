@@ -6,9 +6,9 @@ use axum::extract::{Path, RawQuery};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use maud::{Markup, html};
 
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
-use super::layout::{Place, page};
+use super::layout::{NavEntry, page};
 use super::parts::{Field, asked, done, table, version, wrong};
 use super::visit::{Visitor, VisitorExtension};
 use crate::admin::version::of_plan;
@@ -27,7 +27,7 @@ const LIMITS: [(&str, &str); 4] = [
 pub(super) async fn list(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     visitor.check(Permission::PlansRead, About::Shared)?;
     screen(&visitor, &Form::read(query.unwrap_or_default()), &Form::default(), None).await
 }
@@ -37,7 +37,7 @@ async fn screen(
     query: &Form,
     form: &Form,
     failure: Option<&str>,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     let plans = visitor.admin.plans().await?;
     let writes = visitor.may(Permission::PlansWrite, About::Shared);
     let body = html! {
@@ -52,7 +52,7 @@ async fn screen(
         }
         @if writes { (asked("New plan", false, &new_form(form))) }
     };
-    Ok(page(visitor, Place::Plans, "Plans", &body))
+    Ok(page(visitor, NavEntry::Plans, "Plans", &body))
 }
 
 fn rows(plans: &[PlanRow], writes: bool) -> Markup {
@@ -103,12 +103,12 @@ fn limit_fields(form: &Form) -> Markup {
     }
 }
 
-fn bad(error: &crate::invalid::Invalid) -> Failure {
+fn bad(error: &crate::invalid::Invalid) -> PageFailure {
     AdminError::BadRequest(error.to_string()).into()
 }
 
 /// Reads the limits of a form. An empty field means no limit.
-fn limits(form: &Form) -> Result<LimitUpdate, Failure> {
+fn limits(form: &Form) -> Result<LimitUpdate, PageFailure> {
     let mut limits = LimitUpdate::default();
     for (limit, (field, _)) in limits.iter_mut().zip(LIMITS) {
         *limit = match form.get(field) {
@@ -119,7 +119,7 @@ fn limits(form: &Form) -> Result<LimitUpdate, Failure> {
     Ok(limits)
 }
 
-fn asked_for(form: &Form) -> Result<(PlanName, LimitUpdate), Failure> {
+fn asked_for(form: &Form) -> Result<(PlanName, LimitUpdate), PageFailure> {
     Ok((PlanName::parse(form.need("name", "The name")?).map_err(|error| bad(&error))?, limits(form)?))
 }
 
@@ -147,17 +147,17 @@ fn edit_page(visitor: &Visitor, name: &PlanName, form: &Form, failure: Option<&s
             }
         }
     };
-    page(visitor, Place::Plans, &title, &body)
+    page(visitor, NavEntry::Plans, &title, &body)
 }
 
-fn name_of(text: &str) -> Result<PlanName, Failure> {
-    PlanName::parse(text).map_err(|_| Failure::not_found())
+fn name_of(text: &str) -> Result<PlanName, PageFailure> {
+    PlanName::parse(text).map_err(|_| PageFailure::not_found())
 }
 
 pub(super) async fn edit(
     Extension(visitor): VisitorExtension,
     Path(name): Path<String>,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     visitor.check(Permission::PlansWrite, About::Shared)?;
     let name = name_of(&name)?;
     let (plan, _) = visitor.admin.plan(&name).await?;
@@ -168,11 +168,11 @@ pub(super) async fn update(
     Extension(visitor): VisitorExtension,
     Path(name): Path<String>,
     body: Bytes,
-) -> Result<Response, Failure> {
+) -> Result<Response, PageFailure> {
     visitor.check(Permission::PlansWrite, About::Shared)?;
     let (name, form) = (name_of(&name)?, Form::read(body));
     let changed = match limits(&form) {
-        Ok(limits) => visitor.admin_for(&form).patch_plan(&name, &limits).await.map_err(Failure::from),
+        Ok(limits) => visitor.admin_for(&form).patch_plan(&name, &limits).await.map_err(PageFailure::from),
         Err(failure) => Err(failure),
     };
     match changed {
@@ -185,11 +185,14 @@ pub(super) async fn update(
     }
 }
 
-pub(super) async fn create(Extension(visitor): VisitorExtension, body: Bytes) -> Result<Response, Failure> {
+pub(super) async fn create(
+    Extension(visitor): VisitorExtension,
+    body: Bytes,
+) -> Result<Response, PageFailure> {
     visitor.check(Permission::PlansWrite, About::Shared)?;
     let form = Form::read(body);
     let created = match asked_for(&form) {
-        Ok((name, limits)) => visitor.admin.create_plan(&name, &limits).await.map_err(Failure::from),
+        Ok((name, limits)) => visitor.admin.create_plan(&name, &limits).await.map_err(PageFailure::from),
         Err(failure) => Err(failure),
     };
     match created {
@@ -205,7 +208,7 @@ pub(super) async fn delete(
     Extension(visitor): VisitorExtension,
     Path(name): Path<String>,
     body: Bytes,
-) -> Result<Redirect, Failure> {
+) -> Result<Redirect, PageFailure> {
     visitor.check(Permission::PlansWrite, About::Shared)?;
     visitor.admin_for(&Form::read(body)).delete_plan(&name_of(&name)?).await?;
     Ok(Redirect::to("/plans?done=deleted"))

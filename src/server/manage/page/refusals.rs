@@ -5,18 +5,18 @@ use axum::extract::RawQuery;
 use maud::{Markup, html};
 use uuid::Uuid;
 
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
-use super::layout::{Place, page};
+use super::layout::{NavEntry, page};
 use super::parts::{meaning, minutes, spaced, when};
 use super::visit::{Visitor, VisitorExtension};
-use crate::admin::{AdminError, Refused};
+use crate::admin::{AdminError, RefusedRequest};
 use crate::permission::{About, Permission};
 
 pub(super) async fn show(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     visitor.check(Permission::KeysRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
     let answer = match query.get("id") {
@@ -29,7 +29,7 @@ pub(super) async fn show(
         (form(query.shown("id")))
         @if let Some(answer) = answer { (answer) }
     };
-    Ok(page(&visitor, Place::Usage, "Find a refusal", &body))
+    Ok(page(&visitor, NavEntry::Usage, "Find a refusal", &body))
 }
 
 /// Renders the form for a decision id.
@@ -46,7 +46,7 @@ pub(super) fn form(id: &str) -> Markup {
     }
 }
 
-async fn answer(visitor: &Visitor, text: &str) -> Result<Markup, Failure> {
+async fn answer(visitor: &Visitor, text: &str) -> Result<Markup, PageFailure> {
     let Ok(id) = Uuid::parse_str(text) else {
         return Ok(html! {
             p.notice.bad role="alert" { "That is not a decision id: it looks like 019f0c8a-1b2c-7d3e-8f40-5a6b7c8d9e0f." }
@@ -59,7 +59,7 @@ async fn answer(visitor: &Visitor, text: &str) -> Result<Markup, Failure> {
     }
 }
 
-fn found(visitor: &Visitor, refused: &Refused) -> Markup {
+fn found(visitor: &Visitor, refused: &RefusedRequest) -> Markup {
     let (at, now) = (refused.at, visitor.admin.now());
     html! {
         section.card aria-labelledby="reason" {

@@ -7,9 +7,9 @@ use axum::response::{IntoResponse as _, Redirect, Response};
 use maud::{Markup, html};
 use uuid::Uuid;
 
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
-use super::layout::{Place, page};
+use super::layout::{NavEntry, page};
 use super::parts::{Field, asked, done, meaning, pill, select, table, version, wrong};
 use super::visit::{Visitor, VisitorExtension};
 use crate::admin::version::of_route;
@@ -20,7 +20,7 @@ use crate::route::{RouteId, RouteRow};
 pub(super) async fn list(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     visitor.check(Permission::RoutesRead, About::Shared)?;
     screen(&visitor, &Form::read(query.unwrap_or_default()), &Form::default(), None).await
 }
@@ -30,7 +30,7 @@ async fn screen(
     query: &Form,
     form: &Form,
     failure: Option<&str>,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     let rules = visitor.admin.routes().await?;
     let writes = visitor.may(Permission::RoutesWrite, About::Shared);
     let verdict = match query.get("path") {
@@ -53,7 +53,7 @@ async fn screen(
             @if writes { (asked("Add a rule", false, &rule_form(form, None))) }
         }
     };
-    Ok(page(visitor, Place::Routes, "Routes", &body))
+    Ok(page(visitor, NavEntry::Routes, "Routes", &body))
 }
 
 fn rows(rules: &[RouteRow], writes: bool) -> Markup {
@@ -114,7 +114,7 @@ fn tester(query: &Form, verdict: Option<&RouteVerdict>) -> Markup {
     }
 }
 
-async fn test(visitor: &Visitor, query: &Form, path: &str) -> Result<RouteVerdict, Failure> {
+async fn test(visitor: &Visitor, query: &Form, path: &str) -> Result<RouteVerdict, PageFailure> {
     let key = match query.get("key") {
         None => None,
         Some(reference) => {
@@ -232,17 +232,17 @@ fn edit_page(visitor: &Visitor, id: RouteId, form: &Form, shown: &str, failure: 
         (wrong(failure))
         div.card.narrow { (rule_form(form, Some((id, shown)))) }
     };
-    page(visitor, Place::Routes, "Edit rule", &body)
+    page(visitor, NavEntry::Routes, "Edit rule", &body)
 }
 
-fn id_of(text: &str) -> Result<RouteId, Failure> {
-    Uuid::parse_str(text).map(RouteId).map_err(|_| Failure::not_found())
+fn id_of(text: &str) -> Result<RouteId, PageFailure> {
+    Uuid::parse_str(text).map(RouteId).map_err(|_| PageFailure::not_found())
 }
 
 pub(super) async fn edit(
     Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     visitor.check(Permission::RoutesWrite, About::Shared)?;
     let rule = visitor.admin.route(id_of(&id)?).await?;
     Ok(edit_page(&visitor, rule.id, &filled_in(&rule), &of_route(&rule), None))
@@ -252,7 +252,7 @@ pub(super) async fn update(
     Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
     body: Bytes,
-) -> Result<Response, Failure> {
+) -> Result<Response, PageFailure> {
     visitor.check(Permission::RoutesWrite, About::Shared)?;
     let (id, form) = (id_of(&id)?, Form::read(body));
     let rule = rule_of(&form);
@@ -269,20 +269,20 @@ pub(super) async fn update(
     match visitor.admin_for(&form).update_route(id, &update).await {
         Ok(_) => Ok(Redirect::to("/routes?done=updated").into_response()),
         Err(error) => {
-            let failure = Failure::from(error).of_form()?;
+            let failure = PageFailure::from(error).of_form()?;
             let again = edit_page(&visitor, id, &form, form.shown("version"), Some(&failure.text));
             Ok((failure.status, again).into_response())
         }
     }
 }
 
-pub(super) async fn add(Extension(visitor): VisitorExtension, body: Bytes) -> Result<Response, Failure> {
+pub(super) async fn add(Extension(visitor): VisitorExtension, body: Bytes) -> Result<Response, PageFailure> {
     visitor.check(Permission::RoutesWrite, About::Shared)?;
     let form = Form::read(body);
     match visitor.admin.add_route(rule_of(&form)).await {
         Ok(_) => Ok(Redirect::to("/routes?done=created").into_response()),
         Err(error) => {
-            let failure = Failure::from(error).of_form()?;
+            let failure = PageFailure::from(error).of_form()?;
             let again = screen(&visitor, &Form::default(), &form, Some(&failure.text)).await?;
             Ok((failure.status, again).into_response())
         }
@@ -293,9 +293,9 @@ pub(super) async fn remove(
     Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
     body: Bytes,
-) -> Result<Redirect, Failure> {
+) -> Result<Redirect, PageFailure> {
     visitor.check(Permission::RoutesWrite, About::Shared)?;
-    let id = Uuid::parse_str(&id).map_err(|_| Failure::not_found())?;
+    let id = Uuid::parse_str(&id).map_err(|_| PageFailure::not_found())?;
     visitor.admin_for(&Form::read(body)).remove_route(&id.to_string()).await?;
     Ok(Redirect::to("/routes?done=removed"))
 }

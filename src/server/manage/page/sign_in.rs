@@ -8,19 +8,19 @@ use axum::http::header::SET_COOKIE;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use maud::{Markup, html};
 
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
 use super::shell::alone;
-use super::visit::{Shared, VisitorExtension, browser};
+use super::visit::{VisitorExtension, browser};
 use super::{cookie, origin};
 use crate::admin::SignedIn;
 use crate::key::format::parse_management;
-use crate::server::manage::Plane;
-use crate::server::manage::connections::Peer;
+use crate::server::manage::connections::HttpPeer;
+use crate::server::manage::{Plane, PlaneState};
 use crate::store::Ending;
 
 /// The peer of the connection, if it is known.
-type From = Option<Extension<Peer>>;
+type From = Option<Extension<HttpPeer>>;
 
 pub(super) async fn show() -> Markup {
     sign_in_page(None)
@@ -50,13 +50,13 @@ fn sign_in_page(failure: Option<&str>) -> Markup {
 
 /// Signs in with a management key.
 pub(super) async fn by_key(
-    State(plane): Shared,
+    State(plane): PlaneState,
     peer: From,
     headers: HeaderMap,
     body: Bytes,
-) -> Result<Response, Failure> {
+) -> Result<Response, PageFailure> {
     if !origin::is_same_origin(&headers) {
-        return Err(Failure::foreign());
+        return Err(PageFailure::foreign());
     }
     let form = Form::read(body);
     let peer = peer.map(|peer| peer.0);
@@ -91,13 +91,13 @@ pub(super) async fn link(Path(token): Path<String>) -> Markup {
 
 /// Signs in with a login link.
 pub(super) async fn by_link(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Path(token): Path<String>,
     peer: From,
     headers: HeaderMap,
-) -> Result<Response, Failure> {
+) -> Result<Response, PageFailure> {
     if !origin::is_same_origin(&headers) {
-        return Err(Failure::foreign());
+        return Err(PageFailure::foreign());
     }
     let peer = peer.map(|peer| peer.0);
     match plane.admin.sign_in_by_link(&token, &browser(&headers, peer)).await? {
@@ -107,7 +107,7 @@ pub(super) async fn by_link(
 }
 
 /// Ends the session that the browser had before, so that it never keeps a session that an attacker planted.
-async fn end_other(plane: &Plane, headers: &HeaderMap) -> Result<(), Failure> {
+async fn end_other(plane: &Plane, headers: &HeaderMap) -> Result<(), PageFailure> {
     if let Some(old) = cookie::read(headers)
         && let Some((session, _)) = plane.admin.session(old).await?
     {
@@ -125,10 +125,10 @@ fn welcome(headers: &HeaderMap, signed_in: &SignedIn) -> Response {
 }
 
 /// Counts a failed attempt, and rejects further ones if there are too many. Peers of a Unix socket are not counted.
-fn refused(plane: &Plane, peer: Option<Peer>, text: &str) -> Failure {
-    match peer.and_then(Peer::address).map(|address| plane.wrong.count(address, plane.admin.now())) {
-        Some(Err(seconds)) => Failure::too_many(seconds),
-        Some(Ok(())) | None => Failure::not_signed_in(text),
+fn refused(plane: &Plane, peer: Option<HttpPeer>, text: &str) -> PageFailure {
+    match peer.and_then(HttpPeer::address).map(|address| plane.wrong.count(address, plane.admin.now())) {
+        Some(Err(seconds)) => PageFailure::too_many(seconds),
+        Some(Ok(())) | None => PageFailure::not_signed_in(text),
     }
 }
 
@@ -136,7 +136,7 @@ fn refused(plane: &Plane, peer: Option<Peer>, text: &str) -> Failure {
 pub(super) async fn sign_out(
     Extension(visitor): VisitorExtension,
     headers: HeaderMap,
-) -> Result<Response, Failure> {
+) -> Result<Response, PageFailure> {
     visitor.admin.end_sessions(Ending::One(visitor.session.id)).await?;
     let mut response = Redirect::to("/sign-in").into_response();
     if let Some(cookie) = cookie::clear(&headers) {

@@ -7,10 +7,10 @@ use axum::response::Redirect;
 use maud::{Markup, html};
 
 use super::chart::{ByDay, DAYS, add, bars};
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
 use super::keys::rows;
-use super::layout::{Place, page};
+use super::layout::{NavEntry, page};
 use super::parts::{Field, asked, copyable, done, number, select, table, tenant_pill, version, when};
 use super::visit::{Visitor, VisitorExtension};
 use crate::admin::version::of_tenant;
@@ -28,7 +28,7 @@ pub(super) async fn found(
     visitor: &Visitor,
     reference: &str,
     permission: Permission,
-) -> Result<Tenant, Failure> {
+) -> Result<Tenant, PageFailure> {
     visitor.check(permission, About::Shared)?;
     let tenant = visitor.admin.tenant_by_id(reference).await?;
     visitor.check(permission, About::Tenant(tenant.id))?;
@@ -39,7 +39,7 @@ pub(super) async fn show(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     let tenant = found(&visitor, &reference, Permission::TenantsRead).await?;
     let query = Form::read(query.unwrap_or_default());
     let about = About::Tenant(tenant.id);
@@ -71,7 +71,7 @@ pub(super) async fn show(
         @if let Some(keys) = keys { (keys) }
         @if let Some(actions) = actions { (actions) }
     };
-    Ok(page(&visitor, Place::Tenants, &tenant.name, &body))
+    Ok(page(&visitor, NavEntry::Tenants, &tenant.name, &body))
 }
 
 fn facts(tenant: &Tenant, now: crate::clock::Timestamp) -> Markup {
@@ -86,7 +86,7 @@ fn facts(tenant: &Tenant, now: crate::clock::Timestamp) -> Markup {
     }
 }
 
-async fn keys_of(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> {
+async fn keys_of(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, PageFailure> {
     let now = visitor.admin.now();
     let filter = KeyFilter { tenant: Some(tenant.id), now, ..KeyFilter::default() };
     let reach = &visitor.caller.creator.authority.reach;
@@ -107,7 +107,7 @@ async fn keys_of(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> 
     })
 }
 
-async fn picture(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> {
+async fn picture(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, PageFailure> {
     let mut days = ByDay::new();
     for count in visitor.admin.requests_of_tenant(tenant.id, DAYS).await? {
         add(&mut days, &count.day, &count.reason, count.requests);
@@ -115,7 +115,7 @@ async fn picture(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> 
     Ok(bars(&days, visitor.admin.now()))
 }
 
-async fn actions(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, Failure> {
+async fn actions(visitor: &Visitor, tenant: &Tenant) -> Result<Markup, PageFailure> {
     let (live, used) = visitor.admin.impact(tenant).await?;
     let (live, used) = (u64::try_from(live).unwrap_or(0), u64::try_from(used).unwrap_or(0));
     let plans = visitor.admin.plans().await?;
@@ -195,7 +195,7 @@ pub(super) async fn update(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
-) -> Result<Redirect, Failure> {
+) -> Result<Redirect, PageFailure> {
     let tenant = found(&visitor, &reference, Permission::TenantsWrite).await?;
     let form = Form::read(body);
     let plan = match form.get("plan") {
@@ -206,7 +206,7 @@ pub(super) async fn update(
         None => Setting::Unset,
         Some(word) => match Mode::ALL.into_iter().find(|mode| mode.as_str() == word) {
             Some(mode) => Setting::Set(mode),
-            None => return Err(Failure::invalid("The mode is not one of those offered.")),
+            None => return Err(PageFailure::invalid("The mode is not one of those offered.")),
         },
     };
     let name = form.need("name", "The name")?;
@@ -217,7 +217,7 @@ pub(super) async fn update(
 pub(super) async fn suspend(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
-) -> Result<Redirect, Failure> {
+) -> Result<Redirect, PageFailure> {
     let tenant = found(&visitor, &reference, Permission::TenantsWrite).await?;
     visitor.admin.suspend_tenant(&tenant.id.0.to_string()).await?;
     Ok(to(&tenant, "suspended"))
@@ -227,7 +227,7 @@ pub(super) async fn activate(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
-) -> Result<Redirect, Failure> {
+) -> Result<Redirect, PageFailure> {
     let tenant = found(&visitor, &reference, Permission::TenantsWrite).await?;
     visitor.admin_for(&Form::read(body)).activate_tenant(&tenant.id.0.to_string()).await?;
     Ok(to(&tenant, "activated"))
@@ -237,11 +237,11 @@ pub(super) async fn delete(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
     body: Bytes,
-) -> Result<Redirect, Failure> {
+) -> Result<Redirect, PageFailure> {
     let tenant = found(&visitor, &reference, Permission::TenantsWrite).await?;
     let form = Form::read(body);
     if form.get("confirm") != Some(&tenant.schema) {
-        return Err(Failure::invalid(format!("Nothing was deleted: type {} to confirm.", tenant.schema)));
+        return Err(PageFailure::invalid(format!("Nothing was deleted: type {} to confirm.", tenant.schema)));
     }
     visitor.admin_for(&form).delete_tenant(&tenant.id.0.to_string()).await?;
     Ok(to(&tenant, "deleted"))

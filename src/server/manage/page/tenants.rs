@@ -6,9 +6,9 @@ use axum::extract::RawQuery;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use maud::{Markup, html};
 
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
-use super::layout::{Place, page};
+use super::layout::{NavEntry, page};
 use super::parts::{Field, table, tenant_pill, when, wrong};
 use super::visit::{Visitor, VisitorExtension};
 use crate::permission::{About, Permission};
@@ -22,7 +22,7 @@ const SIZE: usize = 50;
 pub(super) async fn list(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     visitor.check(Permission::TenantsRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
     let search = query.get("q").map(str::to_owned);
@@ -68,10 +68,10 @@ pub(super) async fn list(
             (super::parts::next_page("/tenants", &query, next.as_deref()))
         }
     };
-    Ok(page(&visitor, Place::Tenants, "Tenants", &body))
+    Ok(page(&visitor, NavEntry::Tenants, "Tenants", &body))
 }
 
-pub(super) async fn new(Extension(visitor): VisitorExtension) -> Result<Markup, Failure> {
+pub(super) async fn new(Extension(visitor): VisitorExtension) -> Result<Markup, PageFailure> {
     visitor.check(Permission::TenantsWrite, About::NewTenant)?;
     Ok(new_page(&visitor, &Form::default(), None))
 }
@@ -104,10 +104,13 @@ fn new_page(visitor: &Visitor, form: &Form, failure: Option<&str>) -> Markup {
             }
         }
     };
-    page(visitor, Place::Tenants, "New tenant", &body)
+    page(visitor, NavEntry::Tenants, "New tenant", &body)
 }
 
-pub(super) async fn create(Extension(visitor): VisitorExtension, body: Bytes) -> Result<Response, Failure> {
+pub(super) async fn create(
+    Extension(visitor): VisitorExtension,
+    body: Bytes,
+) -> Result<Response, PageFailure> {
     visitor.check(Permission::TenantsWrite, About::NewTenant)?;
     let form = Form::read(body);
     let created = match form.need("name", "The name") {
@@ -116,7 +119,7 @@ pub(super) async fn create(Extension(visitor): VisitorExtension, body: Bytes) ->
                 .admin
                 .create_tenant(name, form.get("schema"), false, TenantStatus::Active, None)
                 .await;
-            made.map_err(Failure::from)
+            made.map_err(PageFailure::from)
         }
         Err(failure) => Err(failure),
     };

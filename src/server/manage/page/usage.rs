@@ -5,9 +5,9 @@ use axum::extract::RawQuery;
 use maud::{Markup, html};
 
 use super::chart::{ByDay, DAYS, add, bars, reasons, start};
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
-use super::layout::{Place, page};
+use super::layout::{NavEntry, page};
 use super::parts::{number, table, tenant_choice};
 use super::visit::{Visitor, VisitorExtension};
 use crate::permission::{About, Permission, Reach};
@@ -20,7 +20,7 @@ const BUSIEST: usize = 10;
 pub(super) async fn show(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,
-) -> Result<Markup, Failure> {
+) -> Result<Markup, PageFailure> {
     visitor.check(Permission::UsageRead, About::Shared)?;
     let query = Form::read(query.unwrap_or_default());
     let reach = &visitor.caller.creator.authority.reach;
@@ -51,10 +51,10 @@ pub(super) async fn show(
             @if let Some(keys) = keys { (keys) }
         }
     };
-    Ok(page(&visitor, Place::Usage, "Usage", &body))
+    Ok(page(&visitor, NavEntry::Usage, "Usage", &body))
 }
 
-async fn choice(visitor: &Visitor, query: &Form) -> Result<Markup, Failure> {
+async fn choice(visitor: &Visitor, query: &Form) -> Result<Markup, PageFailure> {
     if !visitor.may(Permission::TenantsRead, About::Shared) {
         return Ok(html! {});
     }
@@ -80,7 +80,7 @@ fn added_up(counts: &[DayCount]) -> (ByDay, Vec<(String, u64)>) {
 }
 
 /// Renders the busiest keys; `None` if the visitor may not see all keys that are counted.
-async fn busiest(visitor: &Visitor, tenant: Option<&Tenant>) -> Result<Option<Markup>, Failure> {
+async fn busiest(visitor: &Visitor, tenant: Option<&Tenant>) -> Result<Option<Markup>, PageFailure> {
     let sees_all = tenant.is_some() || visitor.caller.creator.authority.reach == Reach::All;
     if !sees_all || !visitor.may(Permission::KeysRead, About::Shared) {
         return Ok(None);

@@ -8,13 +8,13 @@ use axum::http::header::USER_AGENT;
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Redirect, Response};
 
-use super::failure::Failure;
+use super::failure::PageFailure;
 use super::form::Form;
 use super::{cookie, origin};
-use crate::admin::{Admin, Browser, Caller, Expected, Origin};
+use crate::admin::{Admin, Browser, Caller, ChangeOrigin, ExpectedVersion};
 use crate::permission::{About, Permission, Permitted, may};
-use crate::server::manage::Plane;
-use crate::server::manage::connections::Peer;
+use crate::server::manage::PlaneState;
+use crate::server::manage::connections::HttpPeer;
 use crate::server::manage::problem::RequestId;
 use crate::store::AdminSession;
 
@@ -30,13 +30,13 @@ pub(super) struct Visitor {
 
 impl Visitor {
     /// Returns an error if this visitor does not have the permission.
-    pub(super) fn check(&self, permission: Permission, about: About) -> Result<(), Failure> {
-        Failure::of_verdict(may(&self.caller.creator.authority, permission, about))
+    pub(super) fn check(&self, permission: Permission, about: About) -> Result<(), PageFailure> {
+        PageFailure::of_verdict(may(&self.caller.creator.authority, permission, about))
     }
 
     /// Returns the use cases for a form: its object changes only if it still has the version that the form showed.
     pub(super) fn admin_for(&self, form: &Form) -> Admin {
-        let shown = form.get("version").map(|version| Expected::OneOf(vec![version.to_owned()]));
+        let shown = form.get("version").map(|version| ExpectedVersion::OneOf(vec![version.to_owned()]));
         self.admin.clone().expecting(shown.unwrap_or_default())
     }
 
@@ -49,27 +49,24 @@ impl Visitor {
 /// Extracts the visitor of a request.
 pub(super) type VisitorExtension = axum::Extension<Arc<Visitor>>;
 
-/// The state of the server, which all screens get.
-pub(super) type Shared = State<Arc<Plane>>;
-
 /// Middleware: passes requests with a session on, together with their [`Visitor`]. Redirects others to the sign-in
 /// page.
 pub(super) async fn signed_in(
-    State(plane): Shared,
+    State(plane): PlaneState,
     mut request: Request,
     next: Next,
-) -> Result<Response, Failure> {
+) -> Result<Response, PageFailure> {
     let Some(value) = cookie::read(request.headers()) else { return Ok(to_sign_in()) };
     if !request.method().is_safe() && !origin::is_same_origin(request.headers()) {
-        return Err(Failure::foreign());
+        return Err(PageFailure::foreign());
     }
     let Some((session, caller)) = plane.admin.session(value).await? else {
         return Ok(to_sign_in());
     };
     let log = Arc::new(caller.clone());
-    let origin = Origin {
+    let origin = ChangeOrigin {
         request_id: request.extensions().get::<RequestId>().map(|id| id.0.clone()),
-        address: request.extensions().get::<Peer>().copied().and_then(Peer::address),
+        address: request.extensions().get::<HttpPeer>().copied().and_then(HttpPeer::address),
     };
     let admin = plane.admin.on_behalf(&caller, &origin);
     request.extensions_mut().insert(Arc::new(Visitor { caller, session, admin }));
@@ -84,7 +81,7 @@ fn to_sign_in() -> Response {
 }
 
 /// Returns the browser of a request.
-pub(super) fn browser(headers: &HeaderMap, peer: Option<Peer>) -> Browser {
+pub(super) fn browser(headers: &HeaderMap, peer: Option<HttpPeer>) -> Browser {
     let agent = headers.get(USER_AGENT).map(|agent| String::from_utf8_lossy(agent.as_bytes()).into_owned());
-    Browser { address: peer.and_then(Peer::address), user_agent: agent }
+    Browser { address: peer.and_then(HttpPeer::address), user_agent: agent }
 }

@@ -16,10 +16,10 @@ use crate::client_address::parse_address;
 use crate::key::format::{is_stored_prefix, parse};
 use crate::permission::{About, Permission, Reach};
 use crate::server::manage::access::check;
-use crate::server::manage::body::{self, Fields, Form, instant};
+use crate::server::manage::body::{self, BodyForm, Fields, instant};
 use crate::server::manage::problem::Problem;
 use crate::server::manage::query::no_parameters;
-use crate::server::manage::{CallerExtension, JsonResult, Shared};
+use crate::server::manage::{CallerExtension, JsonResult, PlaneState};
 
 /// A request to explain. Absent fields have the defaults of `tenantgate explain`.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -41,14 +41,14 @@ pub struct ExplainedRequest {
 }
 
 /// Explains a request. The result is the object of `explain -o json`.
-pub type Explain = Arc<
+pub type ExplainFn = Arc<
     dyn Fn(ExplainedRequest) -> Pin<Box<dyn Future<Output = Result<Value, AdminError>> + Send>> + Send + Sync,
 >;
 
 async fn fields(headers: &HeaderMap, query: Option<&str>, body: Body) -> Result<Fields, Problem> {
     no_parameters(query)?;
     let bytes = body::read(body).await?;
-    Fields::of(body::parse(headers, &bytes, Form::Json)?)
+    Fields::of(body::parse(headers, &bytes, BodyForm::Json)?)
 }
 
 /// Accepts any text without control characters, which no request contains.
@@ -77,7 +77,7 @@ fn context(fields: &mut Fields) -> Vec<(String, String)> {
 
 /// Answers which rule applies to a request.
 pub(in crate::server::manage) async fn test_route(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -104,7 +104,7 @@ pub(in crate::server::manage) async fn test_route(
 
 /// Answers how a request is answered, and why.
 pub(in crate::server::manage) async fn explain(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
     headers: HeaderMap,

@@ -10,12 +10,12 @@ use crate::server::manage::access::check;
 use crate::server::manage::body::instant;
 use crate::server::manage::problem::{FieldError, Problem};
 use crate::server::manage::query::ListQuery;
-use crate::server::manage::{CallerExtension, Shared};
+use crate::server::manage::{CallerExtension, PlaneState};
 use crate::store::AuditFilter;
 
 /// Lists changes, oldest first. A management key for some tenants sees the changes of these tenants and their keys.
 pub(in crate::server::manage) async fn audit(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {

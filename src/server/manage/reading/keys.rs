@@ -23,8 +23,8 @@ use crate::server::manage::access::check;
 use crate::server::manage::body::instant;
 use crate::server::manage::precondition::Tagged;
 use crate::server::manage::problem::{FieldError, Problem};
-use crate::server::manage::query::{ListQuery, Page, no_parameters};
-use crate::server::manage::{CallerExtension, JsonResult, Plane, Shared};
+use crate::server::manage::query::{ListPage, ListQuery, no_parameters};
+use crate::server::manage::{CallerExtension, JsonResult, Plane, PlaneState};
 use crate::store::{KeyFilter, KeyPlace};
 
 /// The filters of `key list`.
@@ -32,10 +32,10 @@ const FILTERS: [&str; 7] = ["status", "name", "scope", "label", "expires_before"
 
 /// Lists the keys of all tenants that the caller may see.
 pub(in crate::server::manage) async fn keys(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
-) -> JsonResult<Page<ListedKeyView>> {
+) -> JsonResult<ListPage<ListedKeyView>> {
     check(&caller, Permission::KeysRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "keys", &FILTERS)?;
     list(&plane, &caller, &query, query.filter(FILTERS.len() - 1)).await
@@ -43,11 +43,11 @@ pub(in crate::server::manage) async fn keys(
 
 /// Lists the keys of one tenant.
 pub(in crate::server::manage) async fn keys_of_tenant(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
-) -> JsonResult<Page<ListedKeyView>> {
+) -> JsonResult<ListPage<ListedKeyView>> {
     check(&caller, Permission::KeysRead, About::Shared)?;
     let list_name = format!("keys of {reference}");
     let query = ListQuery::read(query.as_deref(), &list_name, &FILTERS[..FILTERS.len() - 1])?;
@@ -59,7 +59,7 @@ async fn list(
     caller: &Arc<Caller>,
     query: &ListQuery,
     tenant: Option<&str>,
-) -> JsonResult<Page<ListedKeyView>> {
+) -> JsonResult<ListPage<ListedKeyView>> {
     let (admin, now) = (seen_by(plane, caller), plane.admin.now());
     let mut filter = filter(query, now)?;
     if let Some(reference) = tenant {
@@ -124,7 +124,7 @@ fn read<T>(
 
 /// Shows one key.
 pub(in crate::server::manage) async fn key(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
@@ -147,7 +147,7 @@ pub(in crate::server::manage) struct ImpactView {
 
 /// Counts the keys that suspending a tenant would affect.
 pub(in crate::server::manage) async fn impact(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,

@@ -9,19 +9,19 @@ use axum::Json;
 use axum::extract::{RawQuery, State};
 use serde::Serialize;
 
-pub use self::asked::{Explain, ExplainedRequest};
+pub use self::asked::{ExplainFn, ExplainedRequest};
 pub(super) use self::asked::{explain, test_route};
 pub(super) use self::audit::audit;
 pub(super) use self::keys::place;
 pub(super) use self::keys::{ImpactView, impact, key, keys, keys_of_tenant};
 pub(super) use self::usage::{usage, usage_of_key};
-use super::query::{ListQuery, Page};
-use super::{JsonResult, Plane, Shared};
-use crate::admin::{Admin, Caller, Origin};
+use super::query::{ListPage, ListQuery};
+use super::{JsonResult, Plane, PlaneState};
+use crate::admin::{Admin, Caller, ChangeOrigin};
 
 /// Returns the use cases as the caller sees them.
 pub(super) fn seen_by(plane: &Plane, caller: &Caller) -> Admin {
-    plane.admin.on_behalf(caller, &Origin::default())
+    plane.admin.on_behalf(caller, &ChangeOrigin::default())
 }
 
 /// A server that has announced itself.
@@ -36,9 +36,9 @@ pub(super) struct ReplicaView {
 
 /// Lists the servers, ordered by name. Needs no permission.
 pub(super) async fn replicas(
-    State(plane): Shared,
+    State(plane): PlaneState,
     RawQuery(query): RawQuery,
-) -> JsonResult<Page<ReplicaView>> {
+) -> JsonResult<ListPage<ReplicaView>> {
     let query = ListQuery::read(query.as_deref(), "replicas", &[])?;
     let views = plane.admin.replicas().await?.into_iter().map(|replica| {
         let view = ReplicaView {

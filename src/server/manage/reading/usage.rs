@@ -10,18 +10,18 @@ use crate::clock::{MICROS_PER_DAY, Timestamp};
 use crate::permission::{About, Permission, Reach};
 use crate::server::manage::access::check;
 use crate::server::manage::problem::{FieldError, Problem};
-use crate::server::manage::query::{ListQuery, Page};
-use crate::server::manage::{CallerExtension, JsonResult, Shared};
+use crate::server::manage::query::{ListPage, ListQuery};
+use crate::server::manage::{CallerExtension, JsonResult, PlaneState};
 use crate::store::{UsageBy, UsageFilter, UsagePart, UsageRow};
 
 const DAYS: i64 = 30;
 
 /// Counts the requests of all keys that the caller may see, by day, key or reason.
 pub(in crate::server::manage) async fn usage(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
-) -> JsonResult<Page<UsageView>> {
+) -> JsonResult<ListPage<UsageView>> {
     check(&caller, Permission::UsageRead, About::Shared)?;
     let query = ListQuery::read(query.as_deref(), "usage", &["from", "to", "group_by", "tenant", "key"])?;
     let admin = seen_by(&plane, &caller);
@@ -37,11 +37,11 @@ pub(in crate::server::manage) async fn usage(
 
 /// Counts the requests of one key.
 pub(in crate::server::manage) async fn usage_of_key(
-    State(plane): Shared,
+    State(plane): PlaneState,
     Extension(caller): CallerExtension,
     Path(reference): Path<String>,
     RawQuery(query): RawQuery,
-) -> JsonResult<Page<UsageView>> {
+) -> JsonResult<ListPage<UsageView>> {
     check(&caller, Permission::UsageRead, About::Shared)?;
     let list = format!("usage of {reference}");
     let query = ListQuery::read(query.as_deref(), &list, &["from", "to", "group_by"])?;
@@ -85,7 +85,7 @@ fn filter(query: &ListQuery, now: Timestamp, reach: Reach) -> Result<UsageFilter
     Ok(UsageFilter { from, to, tenant: None, key: None, reach, by, part, busiest: None })
 }
 
-async fn part(admin: &Admin, query: &ListQuery, filter: UsageFilter) -> JsonResult<Page<UsageView>> {
+async fn part(admin: &Admin, query: &ListQuery, filter: UsageFilter) -> JsonResult<ListPage<UsageView>> {
     let fine = match (filter.by, query.after()) {
         (_, None) | (UsageBy::Reason, _) => true,
         (UsageBy::Key, Some(id)) => uuid::Uuid::parse_str(id).is_ok(),

@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use super::encoding::{decoded, encoded};
 use super::settings::{schema_of, settings};
-use super::{Address, Settings, invalid_form};
+use super::{DatabaseUrl, SessionSettings, invalid_form};
 use crate::store::AddressError;
 
 /// The parts of a URL, decoded.
@@ -25,7 +25,7 @@ pub(super) struct Parts {
     pub(super) sslkey: Option<String>,
     pub(super) application_name: Option<String>,
     pub(super) connect_timeout: Option<Duration>,
-    pub(super) options: Settings,
+    pub(super) options: SessionSettings,
 }
 
 impl Parts {
@@ -113,7 +113,7 @@ impl Parts {
         Ok(())
     }
 
-    pub(super) fn finish(mut self) -> Result<Address, AddressError> {
+    pub(super) fn finish(mut self) -> Result<DatabaseUrl, AddressError> {
         let root = self.sslrootcert.take().filter(|root| !root.is_empty());
         // As in libpq: the system's authorities issue certificates for every host, so the host name must be checked.
         let system = root.as_deref() == Some("system");
@@ -137,7 +137,7 @@ impl Parts {
         let options = options.application_name(&name).extra_float_digits(None);
         let named = [("sslrootcert", root), ("sslcert", self.sslcert), ("sslkey", self.sslkey)];
         let files = named.into_iter().filter_map(|(name, file)| Some((name, file?))).collect();
-        Ok(Address { options, schema, settings, connect_timeout: self.connect_timeout, files })
+        Ok(DatabaseUrl { options, schema, settings, connect_timeout: self.connect_timeout, files })
     }
 
     /// Formats the parts as a URL that the driver reads with the same meaning.

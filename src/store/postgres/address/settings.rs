@@ -1,10 +1,10 @@
 //! The parameter `options`: settings of a session.
 
-use super::{Settings, USER, is_schema};
+use super::{SessionSettings, USER, is_schema};
 use crate::store::AddressError;
 
 /// Parses `-c name=value -cname=value --name=value`. A backslash escapes the next character.
-pub(super) fn settings(text: &str) -> Result<Settings, AddressError> {
+pub(super) fn settings(text: &str) -> Result<SessionSettings, AddressError> {
     if text.trim_start().starts_with("endpoint=") || text.trim_start().starts_with("project=") {
         return Err(AddressError::rejected(
             "options=endpoint=… is for old clients of Neon: remove it, TLS names the endpoint to the server",
@@ -38,7 +38,9 @@ pub(super) fn settings(text: &str) -> Result<Settings, AddressError> {
 }
 
 /// Separates `search_path`, which must name one schema, from the other settings.
-pub(super) fn schema_of(settings: Settings) -> Result<(Option<String>, Settings), AddressError> {
+pub(super) fn schema_of(
+    settings: SessionSettings,
+) -> Result<(Option<String>, SessionSettings), AddressError> {
     let (paths, rest): (Vec<_>, Vec<_>) =
         settings.into_iter().partition(|(name, _)| name.eq_ignore_ascii_case("search_path"));
     let Some((_, path)) = paths.last() else { return Ok((None, rest)) };

@@ -31,8 +31,8 @@ fn filled(form: &str) -> String {
 
 /// What an address comes to: user, host or socket, port, database, sslmode, schema.
 fn shown(url: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
-    let read = Address::read(url, variable).map_err(|error| error.to_string())?;
-    let Address { options, schema, .. } = read;
+    let read = DatabaseUrl::read(url, variable).map_err(|error| error.to_string())?;
+    let DatabaseUrl { options, schema, .. } = read;
     let socket = options.get_socket().map(|path| path.display().to_string());
     let host = options.get_host();
     Ok(format!(

@@ -9,14 +9,14 @@ use crate::store::StoreError;
 
 /// The type that a column must have.
 #[derive(Clone, Copy, Eq, PartialEq)]
-pub(super) enum Kind {
+pub(super) enum ColumnKind {
     Uuid,
     Text,
     Instant,
     Json,
 }
 
-impl Kind {
+impl ColumnKind {
     pub(super) fn wanted(self) -> &'static str {
         match self {
             Self::Uuid => "uuid",
@@ -39,34 +39,34 @@ impl Kind {
 
 /// A column that tenantgate uses: table, name, type, whether it must be NOT NULL, whether it must be UNIQUE, and
 /// whether an adopted table must already have it.
-pub(super) type RequiredColumn = (&'static str, &'static str, Kind, bool, bool, bool);
+pub(super) type RequiredColumn = (&'static str, &'static str, ColumnKind, bool, bool, bool);
 
 pub(super) const REQUIRED_COLUMNS: [RequiredColumn; 25] = [
-    ("tenants", "id", Kind::Uuid, true, true, true),
-    ("tenants", "name", Kind::Text, true, false, true),
-    ("tenants", "db_schema_name", Kind::Text, true, true, true),
-    ("tenants", "created_at", Kind::Instant, true, false, true),
-    ("tenants", "status", Kind::Text, true, false, true),
-    ("api_keys", "id", Kind::Uuid, true, true, true),
-    ("api_keys", "hashed_key", Kind::Text, true, true, true),
-    ("api_keys", "key_prefix", Kind::Text, true, true, true),
-    ("api_keys", "tenant_id", Kind::Uuid, true, false, true),
-    ("api_keys", "created_at", Kind::Instant, true, false, true),
-    ("api_keys", "expires_at", Kind::Instant, false, false, true),
-    ("api_keys", "last_used_at", Kind::Instant, false, false, true),
-    ("api_keys", "name", Kind::Text, false, false, false),
-    ("api_keys", "revoked_at", Kind::Instant, false, false, false),
-    ("api_keys", "revocation_reason", Kind::Text, false, false, false),
-    ("api_keys", "replaced_by", Kind::Uuid, false, false, false),
-    ("api_keys", "key_memo", Kind::Text, false, false, false),
-    ("tenants", "mode", Kind::Text, false, false, false),
-    ("tenants", "plan", Kind::Text, false, false, false),
-    ("api_keys", "disabled_at", Kind::Instant, false, false, false),
-    ("api_keys", "not_before", Kind::Instant, false, false, false),
-    ("api_keys", "scopes", Kind::Text, false, false, false),
-    ("api_keys", "networks", Kind::Text, false, false, false),
-    ("api_keys", "plan", Kind::Text, false, false, false),
-    ("api_keys", "labels", Kind::Json, false, false, false),
+    ("tenants", "id", ColumnKind::Uuid, true, true, true),
+    ("tenants", "name", ColumnKind::Text, true, false, true),
+    ("tenants", "db_schema_name", ColumnKind::Text, true, true, true),
+    ("tenants", "created_at", ColumnKind::Instant, true, false, true),
+    ("tenants", "status", ColumnKind::Text, true, false, true),
+    ("api_keys", "id", ColumnKind::Uuid, true, true, true),
+    ("api_keys", "hashed_key", ColumnKind::Text, true, true, true),
+    ("api_keys", "key_prefix", ColumnKind::Text, true, true, true),
+    ("api_keys", "tenant_id", ColumnKind::Uuid, true, false, true),
+    ("api_keys", "created_at", ColumnKind::Instant, true, false, true),
+    ("api_keys", "expires_at", ColumnKind::Instant, false, false, true),
+    ("api_keys", "last_used_at", ColumnKind::Instant, false, false, true),
+    ("api_keys", "name", ColumnKind::Text, false, false, false),
+    ("api_keys", "revoked_at", ColumnKind::Instant, false, false, false),
+    ("api_keys", "revocation_reason", ColumnKind::Text, false, false, false),
+    ("api_keys", "replaced_by", ColumnKind::Uuid, false, false, false),
+    ("api_keys", "key_memo", ColumnKind::Text, false, false, false),
+    ("tenants", "mode", ColumnKind::Text, false, false, false),
+    ("tenants", "plan", ColumnKind::Text, false, false, false),
+    ("api_keys", "disabled_at", ColumnKind::Instant, false, false, false),
+    ("api_keys", "not_before", ColumnKind::Instant, false, false, false),
+    ("api_keys", "scopes", ColumnKind::Text, false, false, false),
+    ("api_keys", "networks", ColumnKind::Text, false, false, false),
+    ("api_keys", "plan", ColumnKind::Text, false, false, false),
+    ("api_keys", "labels", ColumnKind::Json, false, false, false),
 ];
 
 /// Columns whose texts have a length that tenantgate chooses, and the longest.
