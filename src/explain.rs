@@ -58,7 +58,7 @@ pub struct Question<'a> {
     pub mode: Mode,
 }
 
-/// Who presents the key.
+/// The presenter of a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Presenter {
     /// There is no key.
@@ -90,7 +90,7 @@ impl Presenter {
 /// The facts for one way to present the key.
 #[derive(Clone, Debug)]
 pub struct Case<'a> {
-    /// Who presents it.
+    /// Its presenter.
     pub presenter: Presenter,
     question: Question<'a>,
     /// The rows that matter to the request.
@@ -322,8 +322,8 @@ impl Explainer {
         }
         match subject {
             None => {
-                let who = if question.stand_in { Presenter::Anybody } else { Presenter::Holder };
-                explanation.cases.push(case(who, Proof::Pending, None));
+                let presenter = if question.stand_in { Presenter::Anybody } else { Presenter::Holder };
+                explanation.cases.push(case(presenter, Proof::Pending, None));
             }
             Some(subject) => {
                 let proofs = self.proofs(&subject, presented, question.stand_in, &mut explanation.notes);

@@ -44,10 +44,11 @@ pub(super) async fn check(args: ReadyArgs) -> Result<ReadyView, Failure> {
     let failed = |why: &dyn Display| Failure::unavailable(format!("{target} does not respond: {why}"));
     let url = address(&target).map_err(|why| Failure::usage(format!("--ops-listen: {why}")))?;
     let server = Server { url, ca: None };
-    let answer = timeout(PATIENCE, send(&server, &Method::GET, "/readyz", &[]));
-    let answer = answer.await.map_err(|_| failed(&format!("no response within {} s", PATIENCE.as_secs())))?;
-    let answer = answer.map_err(|error| failed(&error))?;
-    read(&answer).ok_or_else(|| failed(&"it is not the ops listener of tenantgate"))
+    let response = timeout(PATIENCE, send(&server, &Method::GET, "/readyz", &[]));
+    let response =
+        response.await.map_err(|_| failed(&format!("no response within {} s", PATIENCE.as_secs())))?;
+    let response = response.map_err(|error| failed(&error))?;
+    read(&response).ok_or_else(|| failed(&"it is not the ops listener of tenantgate"))
 }
 
 /// Replaces an address that stands for all addresses of the machine by the one of loopback.
@@ -56,13 +57,13 @@ fn reachable(listen: &str) -> String {
     host("0.0.0.0:", "127.0.0.1:").or_else(|| host("[::]:", "[::1]:")).unwrap_or_else(|| listen.to_owned())
 }
 
-fn read(answer: &HttpResponse) -> Option<ReadyView> {
-    let ready = match answer.status {
+fn read(response: &HttpResponse) -> Option<ReadyView> {
+    let ready = match response.status {
         200 => true,
         503 => false,
         _ => return None,
     };
-    let readyz: serde_json::Value = serde_json::from_str(&answer.body).ok()?;
+    let readyz: serde_json::Value = serde_json::from_str(&response.body).ok()?;
     readyz.get("status")?;
     Some(ReadyView { ready, readyz })
 }

@@ -55,11 +55,12 @@ async fn read(server: &Server<'_>) -> Result<Pages, AdminPageError> {
 }
 
 async fn page(server: &Server<'_>, path: &str) -> Result<Value, AdminPageError> {
-    let answer = send(server, &Method::GET, path, &[]).await?;
-    if answer.status != 200 {
-        return Err(AdminPageError::Status { path: path.to_owned(), status: answer.status });
+    let response = send(server, &Method::GET, path, &[]).await?;
+    if response.status != 200 {
+        return Err(AdminPageError::Status { path: path.to_owned(), status: response.status });
     }
-    serde_json::from_str(&answer.body).map_err(|error| AdminPageError::Json { path: path.to_owned(), error })
+    serde_json::from_str(&response.body)
+        .map_err(|error| AdminPageError::Json { path: path.to_owned(), error })
 }
 
 impl Pages {

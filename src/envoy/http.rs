@@ -131,14 +131,14 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let answer = async move {
+    let response = async move {
         let (head, body) = sender.send_request(request).await?.into_parts();
         let body = Limited::new(body, LONGEST).collect().await.map_err(RequestError::Body)?.to_bytes();
         let body = String::from_utf8_lossy(&body).into_owned();
         Ok(HttpResponse { status: head.status.as_u16(), headers: head.headers, body })
     };
     // The connection ends when the sender is dropped, after the response.
-    tokio::join!(answer, connection).0
+    tokio::join!(response, connection).0
 }
 
 #[cfg(test)]

@@ -54,16 +54,16 @@ impl Probe<'_> {
     async fn refusal(&self, expected: &ExpectedConfig<'_>) -> Finding {
         const CHECK: &str = "envoy.refuses";
         let forged: Vec<_> = expected.identity.iter().map(|name| (*name, "forged")).collect();
-        let answer = match send(&self.server, &Method::GET, self.path, &forged).await {
-            Ok(answer) => answer,
+        let response = match send(&self.server, &Method::GET, self.path, &forged).await {
+            Ok(response) => response,
             Err(why) => {
                 let what = format!("{}: {why}", self.server.url);
                 return Finding::bad(CHECK, what, "give the address that clients connect to with --envoy");
             }
         };
-        let verdict = verdict::of(&answer, expected.decision_id);
-        let what = format!("{} without a key gets {}: {}", self.path, answer.status, verdict.what);
-        if verdict.by == Answerer::Tenantgate && answer.status == 401 {
+        let verdict = verdict::of(&response, expected.decision_id);
+        let what = format!("{} without a key gets {}: {}", self.path, response.status, verdict.what);
+        if verdict.by == Answerer::Tenantgate && response.status == 401 {
             Finding::ok(CHECK, what)
         } else {
             Finding::bad(CHECK, what, verdict.next)
@@ -85,14 +85,14 @@ impl Probe<'_> {
         forged.push(Some(("forwarded", &forwarded)));
         for header in forged {
             let headers: Vec<_> = [(expected.key_header, key)].into_iter().chain(header).collect();
-            let answer = match send(&self.server, &Method::GET, self.path, &headers).await {
-                Ok(answer) => answer,
+            let response = match send(&self.server, &Method::GET, self.path, &headers).await {
+                Ok(response) => response,
                 Err(why) => return Finding::bad(CHECK, why.to_string(), "see Envoy's access log"),
             };
-            if answer.status == 403 && answer.body == expected.outside {
+            if response.status == 403 && response.body == expected.outside {
                 continue;
             }
-            let verdict = verdict::of(&answer, expected.decision_id);
+            let verdict = verdict::of(&response, expected.decision_id);
             return match (header, verdict.by) {
                 (None, Answerer::Upstream) => Finding::bad(
                     CHECK,
@@ -105,7 +105,7 @@ impl Probe<'_> {
                     FORGEABLE,
                 ),
                 _ => {
-                    let what = format!("the limited key gets {}: {}", answer.status, verdict.what);
+                    let what = format!("the limited key gets {}: {}", response.status, verdict.what);
                     Finding::bad(CHECK, what, verdict.next)
                 }
             };
@@ -121,18 +121,18 @@ impl Probe<'_> {
         headers.extend([(expected.key_header, key), (MARKER, marker.as_str())]);
         let by_sink = self.sink.is_some();
         let asked = send(&self.server, &Method::GET, self.path, &headers);
-        let (answer, seen) = with_sink(asked, self.sink, &marker).await;
-        let answer = match answer {
-            Ok(answer) => answer,
+        let (response, seen) = with_sink(asked, self.sink, &marker).await;
+        let response = match response {
+            Ok(response) => response,
             Err(why) => return vec![Finding::bad(CHECK, why.to_string(), "see Envoy's access log")],
         };
-        let verdict = verdict::of(&answer, expected.decision_id);
+        let verdict = verdict::of(&response, expected.decision_id);
         if verdict.by != Answerer::Upstream {
-            let what = format!("a request with the key gets {}: {}", answer.status, verdict.what);
+            let what = format!("a request with the key gets {}: {}", response.status, verdict.what);
             return vec![Finding::bad(CHECK, what, verdict.next)];
         }
-        let passed = Finding::ok(CHECK, format!("a request with the key gets {}", answer.status));
-        match seen.or_else(|| echoed(&answer, &marker, by_sink)) {
+        let passed = Finding::ok(CHECK, format!("a request with the key gets {}", response.status));
+        match seen.or_else(|| echoed(&response, &marker, by_sink)) {
             Some(seen) => vec![passed, forged_arrive(&seen, &forged, expected), key_arrives(&seen, key)],
             None => vec![passed, unseen(self.path, by_sink)],
         }
@@ -140,8 +140,8 @@ impl Probe<'_> {
 }
 
 /// Returns the request as the upstream echoes it; `None` if it does not.
-fn echoed(answer: &HttpResponse, marker: &str, by_sink: bool) -> Option<String> {
-    (!by_sink && answer.body.contains(marker)).then(|| answer.body.clone())
+fn echoed(response: &HttpResponse, marker: &str, by_sink: bool) -> Option<String> {
+    (!by_sink && response.body.contains(marker)).then(|| response.body.clone())
 }
 
 fn unseen(path: &str, by_sink: bool) -> Finding {
@@ -204,11 +204,11 @@ async fn with_sink(
 ) -> (Result<HttpResponse, ProbeError>, Option<String>) {
     let Some(listener) = sink else { return (asked.await.map_err(ProbeError::from), None) };
     let mut seen = None;
-    let answer = tokio::select! {
-        answer = asked => answer.map_err(ProbeError::from),
+    let response = tokio::select! {
+        response = asked => response.map_err(ProbeError::from),
         never = take_all(listener, marker, &mut seen) => never,
     };
-    (answer, seen)
+    (response, seen)
 }
 
 /// Answers all requests, and keeps the head of the marked one.

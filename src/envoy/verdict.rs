@@ -39,18 +39,18 @@ impl Answerer {
     }
 }
 
-/// Determines who gave an answer. `decision_id` is the header that marks rejections of tenantgate.
+/// Determines which program sent a response. `decision_id` is the header that marks rejections of tenantgate.
 #[must_use]
-pub fn of(answer: &HttpResponse, decision_id: &str) -> Attribution {
+pub fn of(response: &HttpResponse, decision_id: &str) -> Attribution {
     let verdict = |by, what: &str, next: &str| Attribution { by, what: what.into(), next: next.into() };
-    if let Some(id) = answer.header(decision_id) {
+    if let Some(id) = response.header(decision_id) {
         let next =
             format!("search {id} in the logs, or run `tenantgate explain --decision-id {id} --log FILE`");
         return verdict(Answerer::Tenantgate, "tenantgate rejected it", &next);
     }
     if let Some((_, _, what, next)) = OWN.iter().find(|(status, text, ..)| {
-        answer.status == *status
-            && if text.is_empty() { answer.body.is_empty() } else { answer.body.starts_with(text) }
+        response.status == *status
+            && if text.is_empty() { response.body.is_empty() } else { response.body.starts_with(text) }
     }) {
         return verdict(Answerer::Envoy, what, next);
     }

@@ -286,7 +286,7 @@ const STATE: [&str; 5] = ["status", "state", "lifecycle", "phase", "stage"];
 const END: [&str; 9] =
     ["expiry", "expires", "expire", "expiration", "until", "ttl", "sunset", "validto", "goodthru"];
 
-/// Words of a column that holds an instant, or whoever or whatever caused it.
+/// Words of a column that holds an instant, or the person or program that caused it.
 const DATED: [&str; 13] = [
     "at",
     "on",

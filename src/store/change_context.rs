@@ -1,4 +1,4 @@
-//! The context of changes: their author, the checks of a row inside the transaction, and the stored answer to a
+//! The context of changes: their author, the checks of a row inside the transaction, and the stored response to a
 //! request.
 
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub struct ChangeContext {
 }
 
 impl ChangeContext {
-    /// Changes by this author, whose answers are not stored.
+    /// Changes by this author, whose responses are not stored.
     #[must_use]
     pub fn of(author: Author) -> Self {
         Self { author, key: None, receipt: None }
@@ -47,15 +47,15 @@ pub struct AuthorKey {
     pub check: Arc<ChainCheck>,
 }
 
-/// Renders the answer to a request inside the transaction of the change.
+/// Renders the response to a request inside the transaction of the change.
 ///
-/// If the request has an Idempotency-Key, the same transaction stores the answer, so that the database has both the
-/// change and the answer, or neither.
+/// If the request has an Idempotency-Key, the same transaction stores the response, so that the database has both the
+/// change and the response, or neither.
 #[derive(Clone)]
 pub struct Receipt {
     /// The attempt that claimed the Idempotency-Key: see [`super::Management::claim`]. `None` if the request has none.
     pub attempt: Option<Uuid>,
-    /// Returns the answer as JSON without a secret; `None` if this transaction is not the last one of the request.
+    /// Returns the response as JSON without a secret; `None` if this transaction is not the last one of the request.
     pub answer: Arc<dyn Fn(Changed<'_>) -> Option<String> + Send + Sync>,
 }
 
@@ -95,7 +95,7 @@ pub struct Claim {
     pub pepper: Option<String>,
     /// When the attempt starts.
     pub at: Timestamp,
-    /// An attempt that started before this instant and has no answer counts as dead.
+    /// An attempt that started before this instant and has no response counts as dead.
     pub dead_before: Timestamp,
     /// An attempt that started before this instant is deleted.
     pub forgotten_before: Timestamp,
@@ -116,7 +116,7 @@ pub enum Claimed {
         attempt: Uuid,
         /// The id of the pepper that its secrets were derived from.
         pepper: Option<String>,
-        /// Its stored answer.
+        /// Its stored response.
         answer: String,
     },
 }

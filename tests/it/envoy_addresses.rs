@@ -22,7 +22,7 @@ use crate::support::{Ask, PATIENCE, Server, World, eventually, table};
 /// What a proxy before Envoy names as its client.
 const CLIENT: &str = "203.0.113.7";
 
-/// What a client writes who wants to be somewhere else.
+/// The address that a forging client claims.
 const FORGED: &str = "198.51.100.66";
 
 /// The servers: the path that leads to each, and its `--client-address`. Envoy's own filter asks the first.

@@ -87,7 +87,7 @@ async fn other_address(url: &str) -> Option<String> {
 
 /// The addresses from which this machine would send to others. Nothing is sent.
 async fn own_addresses() -> Vec<IpAddr> {
-    // Of documentation (RFC 5737, RFC 3849): nobody has them.
+    // Reserved for documentation (RFC 5737, RFC 3849): no machine has them.
     let away: [(IpAddr, IpAddr); 2] = [
         (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into()),
         (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()),
@@ -105,7 +105,7 @@ async fn own_addresses() -> Vec<IpAddr> {
     own
 }
 
-/// Examines whether it is `manage`, and lets nobody in without a key.
+/// Examines whether it is `manage`, and rejects requests without a key.
 async fn answers(url: &str, args: &TlsArgs) -> Finding {
     let remedy = "start manage there, or correct --target and --ca";
     let url: Uri = match url.parse() {

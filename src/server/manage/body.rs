@@ -19,10 +19,10 @@ use crate::clock::Timestamp;
 const MAX_BODY_BYTES: usize = 1 << 20;
 
 /// How many bytes of a larger body are read and discarded, so that a client that writes before it reads gets its
-/// answer.
+/// response.
 const DROPPED: usize = 8 << 20;
 
-/// The maximum number of unknown fields in an answer, so that the answer to a body of a mebibyte stays short.
+/// The maximum number of unknown fields in a response, so that the response to a body of a mebibyte stays short.
 pub(super) const MOST_ERRORS: usize = 100;
 
 /// The media type of bodies.

@@ -86,6 +86,7 @@ struct OpenConnections {
 }
 
 impl HttpAcceptor {
+    /// Creates the acceptor for all listeners of a process. Without `tls`, TCP connections are not encrypted.
     pub(super) fn new(app: Router, tls: Option<Tls>, stats: Arc<ManageStats>, log: RateLimitedLog) -> Self {
         Self { app, tls, stats, log, open: Mutex::default() }
     }
@@ -216,7 +217,7 @@ where
         async move {
             let answer = timeout(REQUEST_WITHIN, answer).await;
             idle.mark_idle();
-            // Without an answer the connection is closed.
+            // Without a response the connection is closed.
             let Ok(Ok(answer)) = answer else { return Err(io::Error::from(io::ErrorKind::TimedOut)) };
             Ok(answer)
         }

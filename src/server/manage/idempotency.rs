@@ -1,6 +1,6 @@
 //! Repeatable requests: `Idempotency-Key` on POST.
 //!
-//! For a day, a request with the same Idempotency-Key, path and body gets the answer of the first success. An issued
+//! For a day, a request with the same Idempotency-Key, path and body gets the response of the first success. An issued
 //! API key is not stored: with a pepper it is derived again, without one it cannot be shown again.
 
 use std::time::Duration;
@@ -25,19 +25,19 @@ const HEADER: HeaderName = HeaderName::from_static("idempotency-key");
 /// The longest Idempotency-Key, in bytes.
 const LONGEST: usize = 255;
 
-/// How long an answer is stored.
+/// How long a response is stored.
 const KEPT_FOR: Duration = Duration::from_hours(24);
 
-/// An older attempt without an answer counts as dead. A request takes at most 90 seconds, unless its process died.
+/// An older attempt without a response counts as dead. A request takes at most 90 seconds, unless its process died.
 const DEAD_AFTER: Duration = Duration::from_mins(2);
 
-/// The code in an answer whose key cannot be shown again.
+/// The code in a response whose key cannot be shown again.
 const NOT_REPLAYABLE: &str = "secret_not_replayable";
 
 /// The number of random characters at the end of a prefix. The others come from a name.
 const PREFIX_RANDOM: usize = 8;
 
-/// The place of an issued key in an answer.
+/// The place of an issued key in a response.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Secret {
     /// Nowhere.
@@ -60,7 +60,7 @@ impl Secret {
         }
     }
 
-    /// Adds the key to a stored answer, or the code that it cannot be shown again.
+    /// Adds the key to a stored response, or the code that it cannot be shown again.
     pub(super) fn replay(self, object: &mut Value, derivation: Option<Derivation>) {
         let Some(place) = self.place(object) else { return };
         let prefix = place["key_prefix"].as_str().unwrap_or_default().to_owned();
@@ -86,7 +86,7 @@ impl Secret {
     }
 }
 
-/// Returns the Idempotency-Key of a request; `None` without one. An invalid one is answered with 400.
+/// Returns the Idempotency-Key of a request; `None` without one. An invalid one gets 400.
 pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut lines = headers.get_all(HEADER).iter();
     let Some(first) = lines.next() else { return Ok(None) };
@@ -103,7 +103,7 @@ pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 pub(super) enum ClaimOutcome {
     /// The request is the first one and must be performed. The id of the attempt, and the derivation of its secrets.
     First(Uuid, Option<Derivation>),
-    /// The request was performed before. The stored answer, and the derivation of its secrets.
+    /// The request was performed before. The stored response, and the derivation of its secrets.
     Done(Value, Option<Derivation>),
     /// The first one is still running.
     Running,

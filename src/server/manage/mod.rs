@@ -1,11 +1,11 @@
 //! Management over HTTP: the process `tenantgate manage`.
 //!
 //! ```text
-//! accept ── access: authentication (401, 429) ── handler: permission (403, 404) ── admin ── objects ── answer
+//! accept ── access: authentication (401, 429) ── handler: permission (403, 404) ── admin ── objects ── response
 //! ```
 //!
 //! It calls the same use cases as the command line ([`crate::admin`]), and its objects are those of `-o json`. Every
-//! answer has the id of its request, and headers that forbid browsers to execute or store it.
+//! response has the id of its request, and headers that forbid browsers to execute or store it.
 
 mod access;
 mod body;
@@ -61,7 +61,7 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The security headers of every answer.
+/// The security headers of every response.
 const HEADERS: [(HeaderName, &str); 3] = [
     (
         CONTENT_SECURITY_POLICY,
@@ -257,7 +257,7 @@ impl Line {
     }
 }
 
-/// Gives a request its id, adds the id and the security headers to the answer, and logs the request.
+/// Gives a request its id, adds the id and the security headers to the response, and logs the request.
 async fn with_headers(mut request: Request, next: Next) -> Response {
     let id = RequestId(random::new_id().to_string());
     request.extensions_mut().insert(id.clone());

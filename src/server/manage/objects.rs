@@ -33,6 +33,7 @@ pub(super) struct WhoView {
     expires_at: Option<String>,
 }
 
+/// Returns the caller and its current authority. Needs no permission.
 pub(super) async fn whoami(
     Extension(caller): CallerExtension,
     RawQuery(query): RawQuery,
@@ -49,6 +50,7 @@ pub(super) async fn whoami(
     }))
 }
 
+/// Lists the tenants that the caller may see, oldest first. Needs `tenants:read`.
 pub(super) async fn tenants(
     State(plane): PlaneState,
     Extension(caller): CallerExtension,
@@ -65,6 +67,7 @@ pub(super) async fn tenants(
     Ok(Json(query.part(part.tenants.iter().map(TenantView::from).collect(), next.as_deref())))
 }
 
+/// Returns a tenant by id or schema. Needs `tenants:read`; 404 also for a tenant that the caller may not see.
 pub(super) async fn tenant(
     State(plane): PlaneState,
     Extension(caller): CallerExtension,
@@ -78,6 +81,7 @@ pub(super) async fn tenant(
     Ok(Tagged((&found).into(), version::of_tenant(&found)))
 }
 
+/// Lists all plans by name. Needs `plans:read`.
 pub(super) async fn plans(
     State(plane): PlaneState,
     Extension(caller): CallerExtension,
@@ -89,6 +93,7 @@ pub(super) async fn plans(
     Ok(Json(query.page(all.iter().map(|plan| (plan.name.clone(), plan.into())).collect())))
 }
 
+/// Returns a plan and the numbers of its tenants and keys. Needs `plans:read`.
 pub(super) async fn plan(
     State(plane): PlaneState,
     Extension(caller): CallerExtension,
@@ -102,6 +107,7 @@ pub(super) async fn plan(
     Ok(Tagged(UsedPlanView::new(&plan, uses), version::of_plan(&plan)))
 }
 
+/// Lists all rules by host, path and method. Needs `routes:read`; the `ETag` is that of the whole table.
 pub(super) async fn routes(
     State(plane): PlaneState,
     Extension(caller): CallerExtension,
@@ -119,6 +125,7 @@ pub(super) async fn routes(
     Ok(Tagged(query.page(rows.collect()), version::of_routes(&rules)))
 }
 
+/// Returns a rule by id. Needs `routes:read`.
 pub(super) async fn route(
     State(plane): PlaneState,
     Extension(caller): CallerExtension,
@@ -133,6 +140,7 @@ pub(super) async fn route(
     Ok(Tagged(found.into(), version::of_route(found)))
 }
 
+/// Lists the management keys that have no more authority than the caller, oldest first. Needs `admin_keys:read`.
 pub(super) async fn admin_keys(
     State(plane): PlaneState,
     Extension(caller): CallerExtension,
@@ -145,6 +153,8 @@ pub(super) async fn admin_keys(
     Ok(Json(query.page(keys.iter().map(|listed| (order(listed), listed.into())).collect())))
 }
 
+/// Returns a management key by id or prefix. Needs `admin_keys:read`; 404 also for a key that has more authority than
+/// the caller.
 pub(super) async fn admin_key(
     State(plane): PlaneState,
     Extension(caller): CallerExtension,

@@ -17,7 +17,7 @@ use crate::telemetry::manage_metrics;
 use crate::telemetry::manage_metrics::ManageStats;
 use crate::telemetry::page::PageFormat;
 
-/// How long the database may take to answer before it counts as unavailable.
+/// How long the database may take to respond before it counts as unavailable.
 const DATABASE_WITHIN: Duration = Duration::from_secs(2);
 
 /// The body of `/readyz`.

@@ -177,6 +177,7 @@ impl Problem {
 }
 
 impl FieldError {
+    /// Creates the error of one field. `pointer` is a JSON pointer into the body, or `/` and the name of a parameter.
     pub(super) fn new(pointer: String, code: &'static str, detail: impl Into<String>) -> Self {
         Self { pointer, code, detail: detail.into() }
     }

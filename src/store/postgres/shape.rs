@@ -111,7 +111,7 @@ fn columns_of(sql: &str) -> String {
 
 /// Returns one line for each status that tenantgate sets and a CHECK of `tenants.status` alone does not allow.
 ///
-/// The expression is read and not evaluated, because it can call functions of whoever owns the table.
+/// The expression is read and not evaluated, because it can call functions of the owner of the table.
 async fn wrong_statuses(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
     let sql = "SELECT c.conname::text, pg_get_constraintdef(c.oid) FROM pg_constraint c JOIN pg_attribute a
             ON a.attrelid = c.conrelid AND c.conkey = ARRAY[a.attnum]

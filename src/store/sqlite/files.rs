@@ -47,7 +47,7 @@ impl Files {
     ///
     /// # Errors
     ///
-    /// One is still open after [`CLOSING`]: somebody else has deleted it while a connection uses it.
+    /// One is still open after [`CLOSING`]: another program has deleted it while a connection uses it.
     pub(super) async fn wait_until_none_is_deleted_but_open(&self) -> Result<(), StoreError> {
         let began = Instant::now();
         while let Some(file) = self.deleted_but_open() {

@@ -2,7 +2,7 @@
 //!
 //! It only reads. `PRAGMA data_version` tells whether another connection has written, and the change log tells what.
 //!
-//! A connection stays on the files that it has opened. If somebody deletes or replaces one of them, the connection misses
+//! A connection stays on the files that it has opened. If another program deletes or replaces one of them, the connection misses
 //! all changes, so each poll compares the files. The connection is opened for reading alone: one that can write would
 //! copy its deleted WAL over newer pages of the database when it closes.
 
@@ -347,7 +347,7 @@ impl RawKey {
             (Unreadable::NotBefore, is_bad(&begins)),
         ];
         let unreadable = unreadable.into_iter().find_map(|(column, bad)| bad.then_some(column));
-        // The damage of the row decides, after the proof, and not an instant that nobody wrote.
+        // The damage of the row decides, after the proof, and not an instant that was never written.
         let (expires_at, begins) =
             (expires_at.filter(|text| is_instant(text)), begins.filter(|text| is_instant(text)));
         let begins = begins.map(|text| match text.as_str() {

@@ -64,6 +64,8 @@ async fn found(admin: &Admin, caller: &Caller, reference: &str) -> Result<String
     }
 }
 
+/// Creates a management key, which is shown only in this response. Needs `admin_keys:write`; 403 for an authority that
+/// exceeds the caller's.
 pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, Problem> {
     change.may(Permission::AdminKeysWrite)?;
     let (asked, mut fields) = change.fields(BodyForm::Json).await?;
@@ -83,6 +85,8 @@ pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, 
         .await
 }
 
+/// Changes the name, permissions, tenants or expiry of a management key. Needs `admin_keys:write`; 404 for a key that
+/// has more authority than the caller.
 pub(in super::super) async fn update(
     axum::extract::Path(reference): Path<String>,
     change: ChangeRequest,
@@ -104,6 +108,8 @@ pub(in super::super) async fn update(
         .await
 }
 
+/// Revokes a management key, and with it all keys that it created. Needs `admin_keys:write`; 404 for a key that has
+/// more authority than the caller.
 pub(in super::super) async fn revoke(
     axum::extract::Path(reference): Path<String>,
     change: ChangeRequest,

@@ -40,7 +40,7 @@ fn issued(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
 fn rotated(changed: Changed<'_>, admin: &Admin) -> Option<ChangeResponse> {
     let Changed::Rotated(old, new) = changed else { return None };
     let both = serde_json::json!({ "old": KeyView::at(old, admin.now()), "new": IssuedView::hidden(new) });
-    // The answer has two objects with different versions.
+    // The response has two objects with different versions.
     Some(ChangeResponse { object: both, version: None, location: Some(path(new)) })
 }
 
@@ -107,6 +107,8 @@ fn labels(fields: &mut Fields, members: Vec<(String, Option<String>)>, update: &
     }
 }
 
+/// Creates a key for a tenant, or imports one by its hash. Needs `keys:write`; a created key is shown only in this
+/// response, an imported one never.
 pub(in super::super) async fn create(
     axum::extract::Path(reference): Path<String>,
     change: ChangeRequest,
@@ -141,6 +143,7 @@ pub(in super::super) async fn create(
         .await
 }
 
+/// Changes what a key may do. Needs `keys:write`; a field that is `null` is unset, and an absent one stays.
 pub(in super::super) async fn patch(
     axum::extract::Path(reference): Path<String>,
     change: ChangeRequest,
@@ -152,6 +155,7 @@ pub(in super::super) async fn patch(
     asked.make(CHANGED, async move |admin, _| admin.patch_key(&reference, &update).await.map(|_| None)).await
 }
 
+/// Disables a key until it is enabled again. Needs `keys:write`; 409 for a revoked key.
 pub(in super::super) async fn disable(
     axum::extract::Path(reference): Path<String>,
     change: ChangeRequest,
@@ -161,6 +165,7 @@ pub(in super::super) async fn disable(
     asked.make(CHANGED, async move |admin, _| admin.disable_key(&reference).await.map(|_| None)).await
 }
 
+/// Enables a disabled key. Needs `keys:write`; 409 for a revoked key.
 pub(in super::super) async fn enable(
     axum::extract::Path(reference): Path<String>,
     change: ChangeRequest,
@@ -170,6 +175,7 @@ pub(in super::super) async fn enable(
     asked.make(CHANGED, async move |admin, _| admin.enable_key(&reference).await.map(|_| None)).await
 }
 
+/// Revokes a key for good. Needs `keys:revoke`; the body may give a reason.
 pub(in super::super) async fn revoke(
     axum::extract::Path(reference): Path<String>,
     change: ChangeRequest,

@@ -1,10 +1,10 @@
 //! The handlers that change objects.
 //!
 //! ```text
-//! permission (403) ─ body (413, 415, 400, 422) ─ Idempotency-Key (409, 422) ─ admin, If-Match (404, 409, 412) ─ answer
+//! permission (403) ─ body (413, 415, 400, 422) ─ Idempotency-Key (409, 422) ─ admin, If-Match (404, 409, 412) ─ response
 //! ```
 //!
-//! The answer is made in the transaction of the change, so that the transaction can also store it for repeated
+//! The response is made in the transaction of the change, so that the transaction can also store it for repeated
 //! requests. A change is completed even if its client disconnects: a tenant must not remain half created.
 
 pub(super) mod admin_keys;
@@ -61,7 +61,7 @@ impl FromRequest<Arc<Plane>> for ChangeRequest {
     }
 }
 
-/// The answer to a change, made in the transaction of the change.
+/// The response to a change, made in the transaction of the change.
 #[derive(Clone, Debug)]
 struct ChangeResponse {
     object: Value,
@@ -90,7 +90,7 @@ impl ChangeResponse {
     }
 }
 
-/// Makes the answer from the changed objects; `None` if the transaction is not the last one of the request.
+/// Makes the response from the changed objects; `None` if the transaction is not the last one of the request.
 type RenderResponse = fn(Changed<'_>, &Admin) -> Option<ChangeResponse>;
 
 /// A request for a change, whose body has been read.
@@ -101,7 +101,7 @@ struct ParsedChange {
     body: bytes::Bytes,
 }
 
-/// How a successful change is answered.
+/// How the server responds to a successful change.
 struct Success {
     status: StatusCode,
     secret: Secret,
@@ -161,7 +161,7 @@ impl ParsedChange {
         Ok(self.plane.admin.on_behalf(&self.caller, &origin).expecting(expected))
     }
 
-    /// Performs the change and answers. Handles Idempotency-Key and `Prefer: wait`.
+    /// Performs the change and responds. Handles Idempotency-Key and `Prefer: wait`.
     async fn make<W, F>(self, success: Success, work: W) -> Result<Response, Problem>
     where
         W: FnOnce(Admin, Arc<Caller>) -> F + Send + 'static,
@@ -174,11 +174,11 @@ impl ParsedChange {
         if let Some(key) = claim {
             match idempotency::claim(&admin, &self.caller, self.parts.uri.path(), key, &self.body).await? {
                 ClaimOutcome::Done(kept, derivation) => {
-                    let mut answer = ChangeResponse::from_kept(kept);
-                    still_sees(&admin, &self.caller, &answer.object).await?;
-                    success.secret.replay(&mut answer.object, derivation);
+                    let mut stored = ChangeResponse::from_kept(kept);
+                    still_sees(&admin, &self.caller, &stored.object).await?;
+                    success.secret.replay(&mut stored.object, derivation);
                     let applied = applied(&admin, wait).await;
-                    let mut response = respond(success.status, answer, applied);
+                    let mut response = respond(success.status, stored, applied);
                     response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
                     return Ok(response);
                 }
@@ -202,19 +202,19 @@ impl ParsedChange {
                 tracing::warn!(%error, "the Idempotency-Key of a failed request cannot be used again for two minutes");
             }
             let key = made?;
-            let answer = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let mut answer = answer.ok_or_else(|| AdminError::Refused("nothing was changed".into()))?;
-            if let (Some(place), Some(key)) = (success.secret.place(&mut answer.object), key) {
+            let response = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let mut response = response.ok_or_else(|| AdminError::Refused("nothing was changed".into()))?;
+            if let (Some(place), Some(key)) = (success.secret.place(&mut response.object), key) {
                 place["key"] = shown_once(&key).into();
             }
             let applied = applied(&admin, wait).await;
-            Ok::<_, AdminError>(respond(success.status, answer, applied))
+            Ok::<_, AdminError>(respond(success.status, response, applied))
         });
         Ok(done.await.map_err(|_| Problem::internal())??)
     }
 }
 
-/// Checks that the caller may still see the object of a stored answer: since then, tenants or permissions may have been
+/// Checks that the caller may still see the object of a stored response: since then, tenants or permissions may have been
 /// taken away from it.
 async fn still_sees(admin: &Admin, caller: &Caller, object: &Value) -> Result<(), AdminError> {
     let object = object.get("new").unwrap_or(object);
@@ -229,7 +229,7 @@ async fn still_sees(admin: &Admin, caller: &Caller, object: &Value) -> Result<()
     }
 }
 
-/// Creates the receipt that makes the answer, passes it to `seen`, and returns it for storing.
+/// Creates the receipt that makes the response, passes it to `seen`, and returns it for storing.
 fn receipt(
     attempt: Option<uuid::Uuid>,
     seen: &Arc<Mutex<Option<ChangeResponse>>>,
@@ -238,9 +238,9 @@ fn receipt(
 ) -> Receipt {
     let seen = Arc::clone(seen);
     let answer = move |changed: Changed<'_>| {
-        let answer = render(changed, &admin)?;
-        let kept = answer.kept();
-        *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+        let response = render(changed, &admin)?;
+        let kept = response.kept();
+        *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(response);
         Some(kept)
     };
     Receipt { attempt, answer: Arc::new(answer) }
@@ -259,10 +259,10 @@ async fn applied(admin: &Admin, wait: Option<std::time::Duration>) -> Option<(u6
 /// Builds the response to a successful change.
 fn respond(
     status: StatusCode,
-    answer: ChangeResponse,
+    content: ChangeResponse,
     waited: Option<(u64, Result<Applied, ()>)>,
 ) -> Response {
-    let ChangeResponse { mut object, version, location } = answer;
+    let ChangeResponse { mut object, version, location } = content;
     let mut status = status;
     let (mut told, mut seconds) = (None, None);
     if let Some((wait, applied)) = waited {

@@ -21,18 +21,19 @@ fn shown(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
 
 fn created(changed: Changed<'_>, admin: &Admin) -> Option<ChangeResponse> {
     let Changed::Plan(plan) = changed else { return None };
-    shown(changed, admin).map(|answer| answer.at(format!("/v1/plans/{}", plan.name)))
+    shown(changed, admin).map(|response| response.at(format!("/v1/plans/{}", plan.name)))
 }
 
 fn limits(fields: &mut Fields) -> LimitUpdate {
     LimitKind::ALL.map(|counted| setting(fields.text(counted.as_str(), Limit::parse)))
 }
 
-/// Parses the name in a path. An invalid name is answered with 404.
+/// Parses the name in a path. An invalid name gets 404.
 fn named(text: &str) -> Result<PlanName, Problem> {
     PlanName::parse(text).map_err(|_| Problem::not_found())
 }
 
+/// Creates a plan. Needs `plans:write`; 409 if a plan with this name exists.
 pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, Problem> {
     change.may(Permission::PlansWrite)?;
     let (asked, mut fields) = change.fields(BodyForm::Json).await?;
@@ -45,6 +46,7 @@ pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, 
     asked.make(success, async move |admin, _| admin.create_plan(&name, &limits).await.map(|_| None)).await
 }
 
+/// Changes the limits of a plan; `null` removes a limit. Needs `plans:write`.
 pub(in super::super) async fn update(
     axum::extract::Path(name): Path<String>,
     change: ChangeRequest,
@@ -58,6 +60,7 @@ pub(in super::super) async fn update(
     asked.make(success, async move |admin, _| admin.patch_plan(&name, &limits).await.map(|_| None)).await
 }
 
+/// Deletes a plan. Needs `plans:write`; 409 while a tenant or a key has it.
 pub(in super::super) async fn delete(
     axum::extract::Path(name): Path<String>,
     change: ChangeRequest,

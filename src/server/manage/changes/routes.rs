@@ -23,7 +23,7 @@ use crate::store::Changed;
 fn shown(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
     let Changed::Routes(change) = changed else { return None };
     let after = change.changed.iter().map(|(_, after)| after).chain(&change.added).next();
-    // A change without effect is answered with the current rule.
+    // A change without effect returns the current rule.
     let route = after.or(change.unchanged.as_ref())?;
     Some(ChangeResponse::of(&RouteView::from(route), version::of_route(route)))
 }
@@ -31,7 +31,7 @@ fn shown(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
 fn created(changed: Changed<'_>, admin: &Admin) -> Option<ChangeResponse> {
     let Changed::Routes(change) = changed else { return None };
     let id = change.added.first()?.id.0;
-    shown(changed, admin).map(|answer| answer.at(format!("/v1/routes/{id}")))
+    shown(changed, admin).map(|response| response.at(format!("/v1/routes/{id}")))
 }
 
 fn removed(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
@@ -100,11 +100,12 @@ fn judged(fields: &mut Fields, row: &RouteRow) {
     }
 }
 
-/// Parses the id in a path. An invalid id is answered with 404.
+/// Parses the id in a path. An invalid id gets 404.
 fn id(text: &str) -> Result<RouteId, Problem> {
     Uuid::parse_str(text).map(RouteId).map_err(|_| Problem::not_found())
 }
 
+/// Creates a rule. Needs `routes:write`; 409 if a rule with the same host, path and method exists.
 pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, Problem> {
     change.may(Permission::RoutesWrite)?;
     let (asked, mut fields) = change.fields(BodyForm::Json).await?;
@@ -114,6 +115,7 @@ pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, 
     asked.make(success, async move |admin, _| admin.add_route(rule).await.map(|_| None)).await
 }
 
+/// Changes parts of a rule. Needs `routes:write`; the rule must be valid as a whole after the change.
 pub(in super::super) async fn update(
     axum::extract::Path(reference): Path<String>,
     change: ChangeRequest,
@@ -143,6 +145,7 @@ pub(in super::super) async fn update(
     asked.make(success, async move |admin, _| admin.update_route(id, &update).await.map(|_| None)).await
 }
 
+/// Deletes a rule. Needs `routes:write`.
 pub(in super::super) async fn delete(
     axum::extract::Path(reference): Path<String>,
     change: ChangeRequest,
@@ -153,7 +156,7 @@ pub(in super::super) async fn delete(
     asked.make(success, async move |admin, _| admin.remove_route(&id.0.to_string()).await.map(|_| None)).await
 }
 
-/// Replaces the whole table, which needs `If-Match`. With `dry_run`, answers only what would change.
+/// Replaces the whole table, which needs `If-Match`. With `dry_run`, returns only what would change.
 pub(in super::super) async fn replace(change: ChangeRequest) -> Result<Response, Problem> {
     change.may(Permission::RoutesWrite)?;
     let dry_run = dry_run(change.parts.uri.query())?;

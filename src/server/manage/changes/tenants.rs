@@ -20,17 +20,17 @@ const SUCCESS: Success = Success { status: StatusCode::OK, secret: Secret::None,
 
 fn shown(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
     let Changed::Tenant(tenant) = changed else { return None };
-    Some(answer(tenant))
+    Some(response(tenant))
 }
 
-fn answer(tenant: &Tenant) -> ChangeResponse {
+fn response(tenant: &Tenant) -> ChangeResponse {
     let location = format!("/v1/tenants/{}", tenant.id.0);
     ChangeResponse::of(&TenantView::from(tenant), version::of_tenant(tenant)).at(location)
 }
 
-/// Makes the answer for a tenant that existed before, without `Location`.
+/// Makes the response for a tenant that existed before, without `Location`.
 fn changed(changed: Changed<'_>, admin: &Admin) -> Option<ChangeResponse> {
-    shown(changed, admin).map(|answer| ChangeResponse { location: None, ..answer })
+    shown(changed, admin).map(|response| ChangeResponse { location: None, ..response })
 }
 
 /// Parses the name of a tenant, a key or a management key.
@@ -71,6 +71,8 @@ pub(super) fn setting<T>(said: FieldValue<T>) -> Setting<T> {
     }
 }
 
+/// Creates a tenant and its schema. Needs `tenants:write` for all tenants; 409 if the schema exists and `adopt_schema`
+/// is not set.
 pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, Problem> {
     change.may_make(Permission::TenantsWrite)?;
     let (asked, mut fields) = change.fields(BodyForm::Json).await?;
@@ -82,7 +84,7 @@ pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, 
     fields.finish()?;
     nothing_matches(&asked.parts)?;
     let name = name.unwrap_or_default();
-    // A tenant is pending until its schema is created. The answer shows the tenant after that.
+    // A tenant is pending until its schema is created. The response shows the tenant after that.
     let render = if wanted == TenantStatus::PendingProvisioning { shown } else { shown_when_made };
     let success = Success { status: StatusCode::CREATED, secret: Secret::None, render };
     asked
@@ -95,11 +97,14 @@ pub(in super::super) async fn create(change: ChangeRequest) -> Result<Response, 
 
 fn shown_when_made(changed: Changed<'_>, _: &Admin) -> Option<ChangeResponse> {
     match changed {
-        Changed::Tenant(tenant) if tenant.status != TenantStatus::PendingProvisioning => Some(answer(tenant)),
+        Changed::Tenant(tenant) if tenant.status != TenantStatus::PendingProvisioning => {
+            Some(response(tenant))
+        }
         _ => None,
     }
 }
 
+/// Changes the name, plan or mode of a tenant. Needs `tenants:write`.
 pub(in super::super) async fn update(
     axum::extract::Path(reference): Path<String>,
     change: ChangeRequest,
@@ -119,6 +124,7 @@ pub(in super::super) async fn update(
         .await
 }
 
+/// Suspends a tenant: requests with its keys are rejected. Needs `tenants:write`.
 pub(in super::super) async fn suspend(
     axum::extract::Path(reference): Path<String>,
     change: ChangeRequest,
@@ -134,6 +140,7 @@ pub(in super::super) async fn suspend(
         .await
 }
 
+/// Activates a tenant, after creating its schema if that is missing. Needs `tenants:write`.
 pub(in super::super) async fn activate(
     axum::extract::Path(reference): Path<String>,
     change: ChangeRequest,

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use super::*;
 use crate::clock::{Clock, ManualClock};
 
-/// The bytes of a long answer, and those that its client takes at a time.
+/// The bytes of a long response, and those that its client takes at a time.
 const LONG: usize = 1024 * 1024;
 const PART: usize = 64 * 1024;
 

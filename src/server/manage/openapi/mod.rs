@@ -91,7 +91,7 @@ fn header(description: &str) -> Value {
     json!({ "description": description, "schema": { "type": "string" } })
 }
 
-/// Describes the headers of a successful answer.
+/// Describes the headers of a successful response.
 fn headers(operation: &Operation) -> Map<String, Value> {
     let versioned = match operation.response {
         SuccessResponse::Object(name) | SuccessResponse::Created(name) => VERSIONED.contains(&name),
@@ -114,14 +114,14 @@ fn described(operation: &Operation) -> Value {
     let Operation { id, summary, needs, body, .. } = operation;
     let needs = if needs.is_empty() { "any live management key".to_owned() } else { (*needs).to_owned() };
     let parameters: Vec<_> = operation.parameters().map(Parameter::described).collect();
-    let (status, mut answer) = response(operation.response);
+    let (status, mut success) = response(operation.response);
     let headers = headers(operation);
     if !headers.is_empty() {
-        answer["headers"] = headers.into();
+        success["headers"] = headers.into();
     }
-    let mut responses = json!({ status: &answer, "default": { "$ref": "#/components/responses/problem" } });
+    let mut responses = json!({ status: &success, "default": { "$ref": "#/components/responses/problem" } });
     if operation.changes() && status != "204" {
-        let mut late = answer.clone();
+        let mut late = success.clone();
         late["description"] = "Done, but some servers have not applied it yet: pending names them".into();
         responses["202"] = late;
     }
@@ -146,11 +146,11 @@ fn described(operation: &Operation) -> Value {
     described
 }
 
-fn response(answer: SuccessResponse) -> (&'static str, Value) {
+fn response(success: SuccessResponse) -> (&'static str, Value) {
     let object = |status, text: &str, schema: Value| {
         (status, json!({ "description": text, "content": { "application/json": { "schema": schema } } }))
     };
-    match answer {
+    match success {
         SuccessResponse::Object(name) => object("200", "The object", reference(name)),
         SuccessResponse::Created(name) => {
             object("201", "The new object; a key is shown only here", reference(name))

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-/// The successful answer of an operation.
+/// The successful response of an operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum SuccessResponse {
     /// An object of this schema.
@@ -36,6 +36,8 @@ pub(super) struct Operation {
 pub(super) struct Parameter(&'static str, &'static str, &'static str);
 
 impl Parameter {
+    /// Returns the Parameter Object of OpenAPI. The name decides where the parameter is: in the path, a header or the
+    /// query.
     pub(super) fn described(&self) -> Value {
         let Self(name, kind, description) = self;
         let (place, required) = match *name {

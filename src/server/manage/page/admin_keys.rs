@@ -19,6 +19,8 @@ use crate::permission::{About, AdminKey, Permission, Permissions, Reach, Role};
 use crate::server::manage::idempotency::Secret;
 use crate::store::{AdminSession, Ending, SessionId};
 
+/// Shows the management keys that have no more authority than the visitor, and a form for a new one. Needs
+/// `admin_keys:read`.
 pub(super) async fn list(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,
@@ -113,6 +115,7 @@ fn new_form(visitor: &Visitor, form: &Form) -> Markup {
     }
 }
 
+/// Creates a management key and shows it once. Needs `admin_keys:write`; an invalid form is shown again with its error.
 pub(super) async fn create(
     Extension(visitor): VisitorExtension,
     body: Bytes,
@@ -197,6 +200,7 @@ async fn found(visitor: &Visitor, id: &str) -> Result<ListedAdminKey, PageFailur
     keys.into_iter().find(|listed| listed.key.id.0 == id).ok_or_else(PageFailure::not_found)
 }
 
+/// Shows a management key, its creator and its sessions. Needs `admin_keys:read`.
 pub(super) async fn show(
     Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
@@ -279,6 +283,7 @@ fn sessions_of(
     }
 }
 
+/// Revokes a management key and ends its sessions. Needs `admin_keys:write`.
 pub(super) async fn revoke(
     Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
@@ -292,6 +297,7 @@ pub(super) async fn revoke(
     Ok(Redirect::to(&format!("/admin-keys/{}?done=revoked", id.0)))
 }
 
+/// Ends all sessions of a management key. Needs `admin_keys:write`.
 pub(super) async fn end_sessions(
     Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
@@ -302,6 +308,7 @@ pub(super) async fn end_sessions(
     Ok(Redirect::to(&format!("/admin-keys/{}?done=signed-out", key.id.0)))
 }
 
+/// Ends one session. Needs `admin_keys:write`; 404 for a session of a key that has more authority than the visitor.
 pub(super) async fn end_session(
     Extension(visitor): VisitorExtension,
     Path(id): Path<String>,

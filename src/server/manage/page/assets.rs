@@ -16,14 +16,17 @@ fn file(kind: &'static str, text: &'static str) -> Response {
     ([(CONTENT_TYPE, HeaderValue::from_static(kind)), (CACHE_CONTROL, CACHING)], text).into_response()
 }
 
+/// Serves the style sheet, also without a session.
 pub(super) async fn style() -> Response {
     file("text/css; charset=utf-8", include_str!("page.css"))
 }
 
+/// Serves the script, also without a session.
 pub(super) async fn script() -> Response {
     file("text/javascript; charset=utf-8", include_str!("page.js"))
 }
 
+/// Serves the icon, also without a session.
 pub(super) async fn icon() -> Response {
     file("image/svg+xml", include_str!("icon.svg"))
 }

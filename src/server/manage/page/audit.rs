@@ -27,6 +27,8 @@ const LATEST: usize = 6;
 /// The maximum number of characters of a value.
 const VALUE_CHARS: usize = 120;
 
+/// Shows the audit log, newest first, filtered by author and subject. Needs `audit:read`; entries of tenants that the
+/// visitor may not see are left out.
 pub(super) async fn list(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,

@@ -30,6 +30,7 @@ impl PageFailure {
         Self::new(StatusCode::NOT_FOUND, "Not found", text)
     }
 
+    /// The address takes a form, and the browser asked for a page.
     pub(super) fn method_not_allowed() -> Self {
         let text = "This address is for a form. Go back and send the form again.";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "Not a page", text)

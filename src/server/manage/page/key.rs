@@ -18,6 +18,8 @@ use crate::permission::{About, Permission};
 use crate::record::KeyDetails;
 use crate::tenant::{Tenant, TenantStatus};
 
+/// Shows a key with its state, requests and changes, and explains a request with it if the query has a path. Needs
+/// `keys:read`.
 pub(super) async fn show(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,

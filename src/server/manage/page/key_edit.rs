@@ -25,6 +25,7 @@ use crate::scope::Scopes;
 /// The option that keeps the current expiry.
 const AS_IT_IS: &str = "keep";
 
+/// Shows the form that changes a key. Needs `keys:write`.
 pub(super) async fn edit(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
@@ -119,6 +120,8 @@ fn or_unset<T>(setting: Setting<T>) -> Setting<T> {
     if matches!(setting, Setting::Keep) { Setting::Unset } else { setting }
 }
 
+/// Changes a key as its form says; an empty field is unset. Needs `keys:write`; an invalid or outdated form is shown
+/// again with its error.
 pub(super) async fn update(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,

@@ -69,6 +69,7 @@ fn grace(text: &str) -> Result<Duration, PageFailure> {
         .ok_or_else(|| PageFailure::invalid("The grace is not one of those offered."))
 }
 
+/// Parses a field of a form: `Setting::Keep` if it is empty or absent.
 pub(super) fn setting<T>(
     form: &Form,
     name: &str,
@@ -96,6 +97,7 @@ fn asked_for(form: &Form) -> Result<KeyUpdate, PageFailure> {
     })
 }
 
+/// Shows the form for a new key of a tenant. Needs `keys:write`.
 pub(super) async fn new(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
@@ -143,6 +145,7 @@ fn new_page(
     page(visitor, NavEntry::Keys, "New key", &body)
 }
 
+/// Creates a key and shows it once. Needs `keys:write`; an invalid form is shown again with its error.
 pub(super) async fn create(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
@@ -213,6 +216,7 @@ fn show(visitor: &Visitor, tenant: &Tenant, details: &KeyDetails, key: Option<&s
     page(visitor, NavEntry::Keys, "New key", &body)
 }
 
+/// Replaces a key and shows its successor once. Needs `keys:write`, or `keys:revoke` if there is no grace period.
 pub(super) async fn rotate(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
@@ -244,6 +248,7 @@ fn to(key: &KeyDetails, done: &str) -> Redirect {
     Redirect::to(&format!("/keys/{}?done={done}", key.id.0))
 }
 
+/// Disables a key until it is enabled again. Needs `keys:write`.
 pub(super) async fn disable(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
@@ -264,6 +269,7 @@ pub(super) async fn enable(
     Ok(to(&key, "enabled"))
 }
 
+/// Revokes a key for good, with the reason of the form. Needs `keys:revoke`.
 pub(super) async fn revoke(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,

@@ -27,6 +27,7 @@ const SIZE: usize = 50;
 /// Tenants by id, to show their names.
 pub(super) type Names = BTreeMap<TenantId, Tenant>;
 
+/// Shows the keys that the visitor may see and the filters match, 50 a page. Needs `keys:read`.
 pub(super) async fn list(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,

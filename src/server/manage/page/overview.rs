@@ -47,6 +47,7 @@ async fn key_counts(plane: &Plane, visitor: &Visitor) -> Result<KeyCounts, PageF
     Ok(counts)
 }
 
+/// Shows the start page. Needs no permission; each part is left out if the visitor lacks the permission for it.
 pub(super) async fn show(
     State(plane): PlaneState,
     Extension(visitor): VisitorExtension,

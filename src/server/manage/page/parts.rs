@@ -19,6 +19,7 @@ pub(super) fn pill(kind: &str, word: &str) -> Markup {
     html! { span class={ "pill " (kind) } { (word) } }
 }
 
+/// Renders the state of a key at `now`.
 pub(super) fn key_pill(key: &KeyDetails, now: Timestamp) -> Markup {
     match key.state(now) {
         KeyState::Active => pill("good", "active"),
@@ -27,6 +28,7 @@ pub(super) fn key_pill(key: &KeyDetails, now: Timestamp) -> Markup {
     }
 }
 
+/// Renders the status of a tenant.
 pub(super) fn tenant_pill(tenant: &Tenant) -> Markup {
     let kind = match tenant.status {
         TenantStatus::Active => "good",
@@ -173,6 +175,7 @@ pub(super) struct Field<'a> {
 }
 
 impl Field<'_> {
+    /// Renders the label, the input and the hint. An optional field is marked as such.
     pub(super) fn show(&self) -> Markup {
         let Self { name, label, value, hint, required } = self;
         let hint_id = format!("{name}-hint");

@@ -24,6 +24,7 @@ const LIMITS: [(&str, &str); 4] = [
     ("output_limit", "Tokens out"),
 ];
 
+/// Shows the plans, and a form for a new one. Needs `plans:read`.
 pub(super) async fn list(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,
@@ -154,6 +155,7 @@ fn name_of(text: &str) -> Result<PlanName, PageFailure> {
     PlanName::parse(text).map_err(|_| PageFailure::not_found())
 }
 
+/// Shows the form that changes the limits of a plan. Needs `plans:write`.
 pub(super) async fn edit(
     Extension(visitor): VisitorExtension,
     Path(name): Path<String>,
@@ -164,6 +166,8 @@ pub(super) async fn edit(
     Ok(edit_page(&visitor, &name, &filled_in(&plan), None))
 }
 
+/// Changes the limits of a plan; an empty field removes a limit. Needs `plans:write`; an invalid or outdated form is
+/// shown again with its error.
 pub(super) async fn update(
     Extension(visitor): VisitorExtension,
     Path(name): Path<String>,
@@ -185,6 +189,7 @@ pub(super) async fn update(
     }
 }
 
+/// Creates a plan. Needs `plans:write`; an invalid form is shown again with its error.
 pub(super) async fn create(
     Extension(visitor): VisitorExtension,
     body: Bytes,
@@ -204,6 +209,8 @@ pub(super) async fn create(
     }
 }
 
+/// Deletes a plan. Needs `plans:write`; fails while a tenant or a key has the plan, or if the plan was changed since it
+/// was shown.
 pub(super) async fn delete(
     Extension(visitor): VisitorExtension,
     Path(name): Path<String>,

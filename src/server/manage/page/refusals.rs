@@ -13,6 +13,7 @@ use super::visit::{Visitor, VisitorExtension};
 use crate::admin::{AdminError, RefusedRequest};
 use crate::permission::{About, Permission};
 
+/// Shows the form for a decision id, and the refusal that it belongs to. Needs `keys:read`.
 pub(super) async fn show(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,

@@ -17,6 +17,7 @@ use crate::admin::{RouteUpdate, RouteVerdict, Setting, TestedRequest};
 use crate::permission::{About, Permission};
 use crate::route::{RouteId, RouteRow};
 
+/// Shows the rules, a form for a new one, and a form that tests a request. Needs `routes:read`.
 pub(super) async fn list(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,
@@ -239,6 +240,7 @@ fn id_of(text: &str) -> Result<RouteId, PageFailure> {
     Uuid::parse_str(text).map(RouteId).map_err(|_| PageFailure::not_found())
 }
 
+/// Shows the form that changes a rule. Needs `routes:write`.
 pub(super) async fn edit(
     Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
@@ -248,6 +250,8 @@ pub(super) async fn edit(
     Ok(edit_page(&visitor, rule.id, &filled_in(&rule), &of_route(&rule), None))
 }
 
+/// Replaces all parts of a rule by those of the form. Needs `routes:write`; an invalid or outdated form is shown again
+/// with its error.
 pub(super) async fn update(
     Extension(visitor): VisitorExtension,
     Path(id): Path<String>,
@@ -276,6 +280,7 @@ pub(super) async fn update(
     }
 }
 
+/// Creates a rule. Needs `routes:write`; an invalid form is shown again with its error.
 pub(super) async fn add(Extension(visitor): VisitorExtension, body: Bytes) -> Result<Response, PageFailure> {
     visitor.check(Permission::RoutesWrite, About::Shared)?;
     let form = Form::read(body);
@@ -289,6 +294,7 @@ pub(super) async fn add(Extension(visitor): VisitorExtension, body: Bytes) -> Re
     }
 }
 
+/// Deletes a rule, unless it was changed since it was shown. Needs `routes:write`.
 pub(super) async fn remove(
     Extension(visitor): VisitorExtension,
     Path(id): Path<String>,

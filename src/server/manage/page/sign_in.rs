@@ -22,6 +22,7 @@ use crate::store::Ending;
 /// The peer of the connection, if it is known.
 type From = Option<Extension<HttpPeer>>;
 
+/// Shows the form for a management key. Needs no session.
 pub(super) async fn show() -> Markup {
     sign_in_page(None)
 }

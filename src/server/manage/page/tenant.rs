@@ -35,6 +35,7 @@ pub(super) async fn found(
     Ok(tenant)
 }
 
+/// Shows a tenant with its keys, its requests and the actions that the visitor may perform. Needs `tenants:read`.
 pub(super) async fn show(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
@@ -191,6 +192,7 @@ fn to(tenant: &Tenant, done: &str) -> Redirect {
     Redirect::to(&format!("/tenants/{}?done={done}", tenant.id.0))
 }
 
+/// Changes the name, plan and mode of a tenant. Needs `tenants:write`; an empty plan or mode is unset.
 pub(super) async fn update(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
@@ -214,6 +216,7 @@ pub(super) async fn update(
     Ok(to(&tenant, "updated"))
 }
 
+/// Suspends a tenant: requests with its keys are rejected. Needs `tenants:write`.
 pub(super) async fn suspend(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
@@ -223,6 +226,7 @@ pub(super) async fn suspend(
     Ok(to(&tenant, "suspended"))
 }
 
+/// Activates a tenant, unless it was changed since it was shown. Needs `tenants:write`.
 pub(super) async fn activate(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,
@@ -233,6 +237,7 @@ pub(super) async fn activate(
     Ok(to(&tenant, "activated"))
 }
 
+/// Marks a tenant as deleted, if the form repeats its schema. Needs `tenants:write`.
 pub(super) async fn delete(
     Extension(visitor): VisitorExtension,
     Path(reference): Path<String>,

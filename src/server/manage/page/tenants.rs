@@ -19,6 +19,7 @@ use crate::tenant::{TenantId, TenantStatus};
 /// The number of tenants on a page.
 const SIZE: usize = 50;
 
+/// Shows the tenants that the visitor may see and the search matches, newest first, 50 a page. Needs `tenants:read`.
 pub(super) async fn list(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,
@@ -71,6 +72,7 @@ pub(super) async fn list(
     Ok(page(&visitor, NavEntry::Tenants, "Tenants", &body))
 }
 
+/// Shows the form for a new tenant. Needs `tenants:write` for all tenants.
 pub(super) async fn new(Extension(visitor): VisitorExtension) -> Result<Markup, PageFailure> {
     visitor.check(Permission::TenantsWrite, About::NewTenant)?;
     Ok(new_page(&visitor, &Form::default(), None))
@@ -107,6 +109,8 @@ fn new_page(visitor: &Visitor, form: &Form, failure: Option<&str>) -> Markup {
     page(visitor, NavEntry::Tenants, "New tenant", &body)
 }
 
+/// Creates a tenant and its schema. Needs `tenants:write` for all tenants; an invalid form is shown again with its
+/// error.
 pub(super) async fn create(
     Extension(visitor): VisitorExtension,
     body: Bytes,

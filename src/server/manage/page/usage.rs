@@ -17,6 +17,8 @@ use crate::tenant::Tenant;
 /// The number of keys that are shown.
 const BUSIEST: usize = 10;
 
+/// Shows requests by day and reason and the busiest keys, of all tenants that the visitor may see or of one. Needs
+/// `usage:read`.
 pub(super) async fn show(
     Extension(visitor): VisitorExtension,
     RawQuery(query): RawQuery,

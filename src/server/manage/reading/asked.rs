@@ -75,7 +75,7 @@ fn context(fields: &mut Fields) -> Vec<(String, String)> {
     members.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
-/// Answers which rule applies to a request.
+/// Returns which rule applies to a request.
 pub(in crate::server::manage) async fn test_route(
     State(plane): PlaneState,
     Extension(caller): CallerExtension,
@@ -102,7 +102,7 @@ pub(in crate::server::manage) async fn test_route(
     Ok(Json(seen_by(&plane, &caller).test_route(&request).await?))
 }
 
-/// Answers how a request is answered, and why.
+/// Explains how a request is decided, and why.
 pub(in crate::server::manage) async fn explain(
     State(plane): PlaneState,
     Extension(caller): CallerExtension,
@@ -132,7 +132,7 @@ pub(in crate::server::manage) async fn explain(
     }
     let mut explained = (plane.explain)(request).await?;
     if caller.creator.authority.reach != Reach::All {
-        // Where the database is, is not for those who look after a few tenants.
+        // A caller for only some tenants does not need to know where the database is.
         explained["database"] = Value::Null;
     }
     Ok(Json(explained))
