@@ -1,5 +1,7 @@
 //! The operator's decisions about the columns of existing tables, and which columns need one.
 
+use super::{KEY_COLUMNS, TENANT_COLUMNS};
+
 /// How to adopt existing tables, and what else `migrate` is to do.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Adoption {
@@ -136,37 +138,13 @@ impl Off {
     }
 }
 
-/// The columns of tenantgate itself, whatever their names suggest.
-const OURS: [(&str, &[&str]); 2] = [
-    ("tenants", &["id", "name", "db_schema_name", "created_at", "status", "mode", "plan"]),
-    (
-        "api_keys",
-        &[
-            "id",
-            "hashed_key",
-            "key_prefix",
-            "tenant_id",
-            "created_at",
-            "expires_at",
-            "last_used_at",
-            "name",
-            "revoked_at",
-            "revocation_reason",
-            "replaced_by",
-            "key_memo",
-            "disabled_at",
-            "not_before",
-            "scopes",
-            "networks",
-            "plan",
-            "labels",
-        ],
-    ),
-];
-
-/// Returns whether the column is one of tenantgate itself.
+/// Returns whether the column is one of tenantgate itself, whatever its name suggests.
 pub(super) fn is_ours(table: &str, column: &str) -> bool {
-    OURS.iter().any(|(of, columns)| *of == table && columns.contains(&column))
+    match table {
+        "tenants" => TENANT_COLUMNS.contains(&column),
+        "api_keys" => KEY_COLUMNS.contains(&column),
+        _ => false,
+    }
 }
 
 /// Words for a row that is in use.

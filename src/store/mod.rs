@@ -7,6 +7,7 @@
 mod address_error;
 mod adoption;
 mod change_context;
+mod columns;
 mod errors;
 pub mod inspect;
 mod lists;
@@ -31,6 +32,7 @@ pub use self::change_context::{
     AdminKeyChange, AuthorKey, ChainCheck, ChangeContext, ChangeError, Changed, Check, Claim, Claimed,
     KeyChange, PlanChange, Receipt, RoutesPlan, TenantChange,
 };
+pub(crate) use self::columns::{KEY_COLUMNS, TENANT_COLUMNS};
 pub use self::lists::{
     AuditFilter, KeyFilter, KeyPage, KeyPlace, StoredKey, TenantFilter, TenantPage, TenantPlace, UsageBy,
     UsageFilter, UsagePart, UsageRow,

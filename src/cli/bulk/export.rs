@@ -76,6 +76,8 @@ pub(in crate::cli) async fn export_tenants(
     sink.finish(out, "tenants")
 }
 
+/// The columns of the file: those of `api_keys`, but without the memo, which is worthless without its pepper, with the hash
+/// only on request, and with the schema of the tenant for human readers.
 const KEY_COLUMNS: [&str; 17] = [
     "id",
     "key_prefix",
@@ -289,4 +291,22 @@ fn create(path: &Path) -> io::Result<File> {
 
 fn unwritten_file(path: &Path, error: &io::Error) -> Failure {
     Failure::refused(format!("{} cannot be written: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::admin::bulk::KeyRow;
+    use crate::store;
+
+    #[test]
+    fn exported_and_imported_files_have_the_columns_of_the_table() {
+        let exported: BTreeSet<_> = KEY_COLUMNS.into_iter().chain(["hashed_key"]).collect();
+        let stored = store::KEY_COLUMNS.into_iter().filter(|column| *column != "key_memo");
+        assert_eq!(exported, stored.chain(["tenant"]).collect());
+        let imported: BTreeSet<_> = KeyRow::COLUMNS.iter().copied().collect();
+        assert_eq!(imported, exported.into_iter().chain(["key"]).collect());
+    }
 }

@@ -20,6 +20,7 @@ use super::values::Output;
 use super::{Failure, Out, print};
 use crate::admin::bulk::{Import, KeyRow, Numbered, Outcome, Source, TenantRow};
 use crate::admin::{Admin, AdminError};
+use crate::store::TENANT_COLUMNS;
 use crate::telemetry::scrub::scrub;
 
 /// The options of all imports.
@@ -71,6 +72,7 @@ trait FileRow: DeserializeOwned {
 }
 
 impl FileRow for KeyRow {
+    /// Those of an exported file, and the whole key. First the columns of which a file needs one.
     const COLUMNS: &'static [&'static str] = &[
         "key",
         "hashed_key",
@@ -110,8 +112,7 @@ impl FileRow for KeyRow {
 }
 
 impl FileRow for TenantRow {
-    const COLUMNS: &'static [&'static str] =
-        &["id", "name", "db_schema_name", "status", "mode", "plan", "created_at"];
+    const COLUMNS: &'static [&'static str] = &TENANT_COLUMNS;
     const NEEDED: &'static [&'static [&'static str]] = &[&["name"]];
     /// Small, because each row creates a schema.
     const BATCH: usize = 250;

@@ -14,7 +14,7 @@ use super::{Dialect, tenants};
 use crate::key::KeyId;
 use crate::labels::Labels;
 use crate::record::KeyState;
-use crate::store::{ImportedKey, KeyFilter, StoreError, StoredKey};
+use crate::store::{ImportedKey, KEY_COLUMNS, KeyFilter, StoreError, StoredKey, TENANT_COLUMNS};
 use crate::tenant::{Mode, Tenant, TenantId};
 
 /// Builds a query of keys with the schemas of their tenants. `keys` is the condition, `more` are further columns.
@@ -107,27 +107,8 @@ pub(super) fn labels(labels: &Labels) -> SqlValue {
 }
 
 pub(super) async fn import_keys(link: &mut Link<'_>, keys: &[ImportedKey]) -> Result<(), StoreError> {
-    let columns = [
-        "id",
-        "key_prefix",
-        "hashed_key",
-        "tenant_id",
-        "name",
-        "created_at",
-        "expires_at",
-        "key_memo",
-        "last_used_at",
-        "revoked_at",
-        "revocation_reason",
-        "replaced_by",
-        "disabled_at",
-        "not_before",
-        "scopes",
-        "networks",
-        "plan",
-        "labels",
-    ];
-    let values = |key: &ImportedKey| -> [SqlValue; 18] {
+    // In the order of `KEY_COLUMNS`.
+    let values = |key: &ImportedKey| -> [SqlValue; KEY_COLUMNS.len()] {
         [
             key.new.id.into(),
             (&key.new.prefix).into(),
@@ -149,12 +130,12 @@ pub(super) async fn import_keys(link: &mut Link<'_>, keys: &[ImportedKey]) -> Re
             labels(&key.new.terms.labels),
         ]
     };
-    link.insert("api_keys", columns, keys.iter().map(values).collect()).await
+    link.insert("api_keys", KEY_COLUMNS, keys.iter().map(values).collect()).await
 }
 
 pub(super) async fn import_tenants(link: &mut Link<'_>, tenants: &[Tenant]) -> Result<(), StoreError> {
-    let columns = ["id", "name", "db_schema_name", "status", "mode", "plan", "created_at"];
-    let values = |tenant: &Tenant| -> [SqlValue; 7] {
+    // In the order of `TENANT_COLUMNS`.
+    let values = |tenant: &Tenant| -> [SqlValue; TENANT_COLUMNS.len()] {
         [
             tenant.id.into(),
             (&tenant.name).into(),
@@ -165,5 +146,5 @@ pub(super) async fn import_tenants(link: &mut Link<'_>, tenants: &[Tenant]) -> R
             tenant.created_at.into(),
         ]
     };
-    link.insert("tenants", columns, tenants.iter().map(values).collect()).await
+    link.insert("tenants", TENANT_COLUMNS, tenants.iter().map(values).collect()).await
 }

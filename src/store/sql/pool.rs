@@ -64,23 +64,26 @@ impl Default for ConnectionPool {
 
 /// A connection taken from a pool.
 pub(super) struct PooledConnection {
-    /// `None` only while it is returned to the pool.
+    /// `None` only inside [`Drop::drop`], which returns it to the pool.
     connection: Option<Connection>,
     idle: Arc<Mutex<Vec<Connection>>>,
     _permit: OwnedSemaphorePermit,
 }
 
+/// Why a connection is there whenever it is used.
+const IS_THERE: &str = "only `drop` takes the connection, and a value cannot be used after its drop";
+
 impl Deref for PooledConnection {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
-        self.connection.as_ref().expect("it is given back when this value is dropped")
+        self.connection.as_ref().expect(IS_THERE)
     }
 }
 
 impl DerefMut for PooledConnection {
     fn deref_mut(&mut self) -> &mut Connection {
-        self.connection.as_mut().expect("it is given back when this value is dropped")
+        self.connection.as_mut().expect(IS_THERE)
     }
 }
 

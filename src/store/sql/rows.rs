@@ -101,3 +101,20 @@ pub(super) fn entry_of(row: &SqlRow) -> Result<AuditEntry, StoreError> {
         hash: row.get("hash")?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{KEY, TENANT};
+    use crate::store::{KEY_COLUMNS, TENANT_COLUMNS};
+
+    #[test]
+    fn every_column_is_read_but_the_hash_of_a_key() {
+        assert_eq!(TENANT, TENANT_COLUMNS.join(", "));
+        let read = KEY.replace("CAST(labels AS text) AS labels", "labels");
+        let mut read: Vec<_> = read.split(',').map(str::trim).chain(["hashed_key"]).collect();
+        let mut all = KEY_COLUMNS;
+        read.sort_unstable();
+        all.sort_unstable();
+        assert_eq!(read, all);
+    }
+}

@@ -41,6 +41,8 @@ impl ColumnKind {
 /// whether an adopted table must already have it.
 pub(super) type RequiredColumn = (&'static str, &'static str, ColumnKind, bool, bool, bool);
 
+/// The columns of [`crate::store::TENANT_COLUMNS`] and [`crate::store::KEY_COLUMNS`], in the order in which wrong ones are
+/// reported.
 pub(super) const REQUIRED_COLUMNS: [RequiredColumn; 25] = [
     ("tenants", "id", ColumnKind::Uuid, true, true, true),
     ("tenants", "name", ColumnKind::Text, true, false, true),
@@ -186,4 +188,22 @@ pub(super) fn wrong_columns(tables: &BTreeMap<String, String>, columns: &Columns
         }
     }
     wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{KEY_COLUMNS, TENANT_COLUMNS};
+
+    #[test]
+    fn every_column_has_a_required_type() {
+        for (table, all) in [("tenants", TENANT_COLUMNS.to_vec()), ("api_keys", KEY_COLUMNS.to_vec())] {
+            let of_table = REQUIRED_COLUMNS.iter().filter(|(of, ..)| *of == table);
+            let mut required: Vec<_> = of_table.map(|(_, name, ..)| *name).collect();
+            let mut all = all;
+            required.sort_unstable();
+            all.sort_unstable();
+            assert_eq!(required, all, "{table}");
+        }
+    }
 }
