@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use super::*;
+use crate::clock::Timestamp;
 use crate::tenant::{TenantId, TenantStatus};
 
 fn tenant(status: TenantStatus) -> Tenant {

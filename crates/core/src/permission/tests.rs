@@ -1,8 +1,10 @@
 //! Tests of the authority of management keys.
 
 use proptest::prelude::*;
+use uuid::Uuid;
 
 use super::*;
+use crate::clock::Timestamp;
 
 const NOW: Timestamp = Timestamp(1_000);
 

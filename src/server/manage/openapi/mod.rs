@@ -5,6 +5,7 @@
 
 mod bodies;
 mod operations;
+mod parameters;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -14,7 +15,8 @@ use axum::response::{IntoResponse as _, Response};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use self::operations::{OPERATIONS, Operation, Parameter, SuccessResponse};
+use self::operations::{OPERATIONS, Operation, SuccessResponse};
+use self::parameters::Parameter;
 use super::objects::WhoView;
 use super::reading::{ImpactView, ReplicaView};
 use crate::admin::view::{

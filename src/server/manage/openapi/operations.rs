@@ -1,6 +1,8 @@
 //! The list of all operations of the API.
 
-use serde_json::{Value, json};
+use super::parameters::{
+    AGAIN, DRY_RUN, ID, IF_MATCH, KEYS, NAME, OF_TENANT, PAGE, PREFER, Parameter, REFERENCE, USAGE,
+};
 
 /// The successful response of an operation.
 #[derive(Clone, Copy, Debug)]
@@ -30,72 +32,6 @@ pub(super) struct Operation {
     pub(super) body: Option<&'static str>,
     pub(super) response: SuccessResponse,
 }
-
-/// A parameter: name, type or words, description.
-#[derive(Debug)]
-pub(super) struct Parameter(&'static str, &'static str, &'static str);
-
-impl Parameter {
-    /// Returns the Parameter Object of OpenAPI. The name decides where the parameter is: in the path, a header or the
-    /// query.
-    pub(super) fn described(&self) -> Value {
-        let Self(name, kind, description) = self;
-        let (place, required) = match *name {
-            "reference" | "name_of_plan" | "id" => ("path", true),
-            "If-Match" | "Idempotency-Key" | "Prefer" => ("header", false),
-            _ => ("query", false),
-        };
-        let name = if *name == "name_of_plan" { "name" } else { name };
-        let schema = match *kind {
-            "strings" => json!({ "type": "array", "items": { "type": "string" } }),
-            words if words.contains('|') => {
-                json!({ "type": "string", "enum": words.split('|').collect::<Vec<_>>() })
-            }
-            kind => json!({ "type": kind }),
-        };
-        json!({ "name": name, "in": place, "required": required, "description": description, "schema": schema })
-    }
-}
-
-const PAGE: [Parameter; 2] = [
-    Parameter(
-        "page_size",
-        "integer",
-        "The maximum number of objects on a page, 1 to 1000; the default is 100",
-    ),
-    Parameter("page_token", "string", "next_page_token of the previous page"),
-];
-const REFERENCE: Parameter =
-    Parameter("reference", "string", "The id, or the schema of a tenant or the prefix of a key");
-const NAME: Parameter = Parameter("name_of_plan", "string", "The name of the plan");
-const ID: Parameter = Parameter("id", "string", "The id");
-const IF_MATCH: Parameter =
-    Parameter("If-Match", "string", "The ETag of the version to change; another version gets 412");
-const AGAIN: Parameter = Parameter(
-    "Idempotency-Key",
-    "string",
-    "For 24 hours, a request with the same key and body gets the answer of the first one",
-);
-const PREFER: Parameter = Parameter(
-    "Prefer",
-    "string",
-    "wait=N: answer when all servers have applied the change, after N seconds at the latest",
-);
-
-const KEYS: [Parameter; 6] = [
-    Parameter("status", "active|expired|revoked|disabled|not_yet_valid", "The state"),
-    Parameter("name", "string", "A part of the name; case is ignored"),
-    Parameter("scope", "string", "One of the scopes, exactly as stored"),
-    Parameter("label", "strings", "A label, as name=value; if repeated, keys must have all of them"),
-    Parameter("expires_before", "string", "An RFC 3339 instant"),
-    Parameter("unused_for", "string", "Last used this long ago or longer, such as 90d"),
-];
-const OF_TENANT: [Parameter; 1] = [Parameter("tenant", "string", "The id or schema of a tenant")];
-const USAGE: [Parameter; 3] = [
-    Parameter("from", "string", "The first day (UTC), such as 2027-01-31; the default is the last 30 days"),
-    Parameter("to", "string", "The last day (UTC)"),
-    Parameter("group_by", "day|reason|key", "What a row counts; the default is day"),
-];
 
 impl Operation {
     /// Returns all parameters: those of the path, of the query, and headers.
@@ -154,8 +90,6 @@ const fn change(
 ) -> Operation {
     Operation { method, path, id, summary, needs, query: &[], body, response }
 }
-
-const DRY_RUN: [Parameter; 1] = [Parameter("dry_run", "boolean", "Only show what would change")];
 
 /// All operations, in the order of the documentation.
 pub(super) const OPERATIONS: [Operation; 40] = {
