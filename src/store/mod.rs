@@ -20,6 +20,7 @@ pub mod sessions;
 mod source;
 mod sql;
 pub mod sqlite;
+mod written;
 
 use std::time::Duration;
 
@@ -44,11 +45,13 @@ pub use self::management::{
 pub use self::overview::{CountedAt, CountsOf, DayCount, KeyCounts, Overview, ReplicaState, StoredRefusal};
 pub use self::sessions::{AdminSession, AdminSessions, Ending, SessionId};
 pub use self::source::UrlSource;
-use crate::clock::{MICROS_PER_DAY, Timestamp};
+use self::written::day_of;
+pub use self::written::{Announcement, NewMemo, Refusal, Shadowed, ShadowedKind, Touched, Used};
+use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::plan::PlanRow;
 use crate::profile::ProfileRow;
-use crate::record::{KeyRecord, Memo, SecretHash};
+use crate::record::{KeyRecord, Memo};
 use crate::route::{RouteId, RouteRow};
 use crate::tenant::{Tenant, TenantId};
 
@@ -146,80 +149,6 @@ impl SchemaVersion {
     }
 }
 
-/// A memo for an existing row.
-#[derive(Clone, Debug)]
-pub struct NewMemo {
-    /// The id of the key.
-    pub id: KeyId,
-    /// The hash in the row when the memo was created. With another hash, the memo is invalid.
-    pub hash: SecretHash,
-    /// The memo.
-    pub memo: Memo,
-}
-
-/// The properties by which the shadow report groups requests that passed in shadow mode and would have been rejected.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct ShadowedKind {
-    /// Why they would have been rejected.
-    pub reason: String,
-    /// The client's network.
-    pub network: String,
-    /// The client program, from its `user-agent` header.
-    pub user_agent: String,
-    /// The method.
-    pub method: String,
-    /// The path without its query; ids in it are replaced by `*`.
-    pub path: String,
-    /// The prefix of the proven key; empty without one.
-    pub key_prefix: String,
-}
-
-/// One entry of the shadow report: requests that passed in shadow mode and would have been rejected.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Shadowed {
-    /// Their common properties.
-    pub kind: ShadowedKind,
-    /// The number of requests.
-    pub requests: u64,
-    /// When the first one arrived.
-    pub first_seen: Timestamp,
-    /// When the last one arrived.
-    pub last_seen: Timestamp,
-}
-
-/// A count of requests that is added to the count in the database.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Used {
-    /// The number of the day (UTC): see [`Timestamp::day`].
-    pub day: i64,
-    /// The proven key; the nil UUID without one.
-    pub key: KeyId,
-    /// The reason of the decision, as in the metadata for Envoy.
-    pub reason: &'static str,
-    /// The number of requests.
-    pub requests: u64,
-}
-
-/// Formats the number of a day as both databases store it: `2026-01-31`.
-fn day_of(number: i64) -> String {
-    let mut text = Timestamp(number.saturating_mul(MICROS_PER_DAY)).to_string();
-    text.truncate("2026-01-31".len());
-    text
-}
-
-/// A rejected request.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Refusal {
-    /// The id that the client got.
-    pub decision_id: Uuid,
-    /// When it was decided.
-    pub at: Timestamp,
-    /// Why, as logs spell it.
-    pub reason: &'static str,
-    /// The key that was proven; the nil UUID without one.
-    pub key: KeyId,
-}
-
 /// A database of tenants and keys, as a server needs it. People need more: [`Management`].
 ///
 /// Every method fails with [`StoreError::Unavailable`] if the database is unavailable. "Not found" is `None` or an
@@ -272,28 +201,6 @@ pub trait Store: Send + Sync {
 
     /// Deletes the counts of days that ended longer than `keep` ago.
     async fn prune_usage(&self, keep: Duration) -> Result<(), StoreError>;
-}
-
-/// The result of [`Store::touch_keys`].
-#[derive(Clone, Debug, Default)]
-pub struct Touched {
-    /// Keys that no server had used before.
-    pub first: Vec<KeyId>,
-    /// Keys whose rows another session has locked: they are not written.
-    pub locked: Vec<KeyId>,
-}
-
-/// A server that holds the keys in memory.
-#[derive(Clone, Debug)]
-pub struct Announcement<'a> {
-    /// A random id of the process.
-    pub id: Uuid,
-    /// Host and process id, for display.
-    pub name: &'a str,
-    /// Its position in the change log: [`SyncPoint::position`].
-    pub position: &'a str,
-    /// How long it accepts keys without another successful poll, from now on.
-    pub serves_for: Duration,
 }
 
 /// A row as a replica reads it.

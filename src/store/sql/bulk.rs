@@ -90,7 +90,7 @@ pub(super) async fn tenants_page(
     let wanted = Conditions::default().and("id > ?", after);
     let (sql, last) = (wanted.sql(), wanted.next());
     let sql = format!("SELECT {TENANT} FROM tenants WHERE {sql} ORDER BY id LIMIT ${last}");
-    tenants(query(sql).bind_all(wanted).bind(page), link).await
+    tenants::fetch(query(sql).bind_all(wanted).bind(page), link).await
 }
 
 pub(super) async fn tenants_named(link: &mut Link<'_>, names: &[String]) -> Result<Vec<Tenant>, StoreError> {
@@ -98,7 +98,7 @@ pub(super) async fn tenants_named(link: &mut Link<'_>, names: &[String]) -> Resu
     let sql = format!(
         "SELECT {TENANT} FROM tenants WHERE id {ids_are} OR db_schema_name {names_are} OR name {names_are}"
     );
-    tenants(query(sql).bind(ids(names)).bind(names), link).await
+    tenants::fetch(query(sql).bind(ids(names)).bind(names), link).await
 }
 
 /// Converts labels to a parameter: NULL if there are none.

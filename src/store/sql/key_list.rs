@@ -8,10 +8,12 @@ use super::bulk::{stored_keys, wanted};
 use super::connection::{Link, query};
 use super::rows::stored_key_of;
 use super::value::Conditions;
+use crate::clock::Timestamp;
 use crate::key::KeyId;
 use crate::permission::Reach;
 use crate::record::KeyState;
 use crate::store::{KeyFilter, KeyPage, KeyPlace, StoreError};
+use crate::tenant::TenantId;
 
 /// The number of rows that a page reads at most: a few milliseconds in Postgres.
 const WALK: i64 = 5_000;
@@ -101,4 +103,20 @@ async fn end_of_walk(
     let row = query(sql).bind_all(base).fetch_optional(link).await?;
     row.map(|row| Ok(KeyPlace { created_at: row.get("place")?, id: KeyId(row.id("id", "api_keys")?) }))
         .transpose()
+}
+
+/// Returns the number of keys of a tenant that are not revoked and were used since an instant.
+pub(super) async fn count_used(
+    link: &mut Link<'_>,
+    tenant: TenantId,
+    since: Timestamp,
+) -> Result<i64, StoreError> {
+    let time = |column: &str| link.dialect().time.replace('?', column);
+    let sql = format!(
+        "SELECT count(*) AS used FROM api_keys
+         WHERE tenant_id = $1 AND revoked_at IS NULL AND {} >= {}",
+        time("last_used_at"),
+        time("$2")
+    );
+    query(sql).bind(tenant).bind(since).fetch_one(link).await?.get("used")
 }

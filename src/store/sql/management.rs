@@ -7,11 +7,10 @@ use uuid::Uuid;
 
 use super::connection::query;
 use super::keys::{self, insert as insert_key, to_change as key_to_change};
-use super::row::SqlRow;
-use super::rows::{KEY, TENANT, key_of, shadowed_of, tenant_of};
+use super::rows::{KEY, key_of, shadowed_of};
 use super::{
-    PooledConnection, Sets, SqlStore, acquire, admin_keys, audit, bulk, change, change_admin_key,
-    idempotency, key_list, plans, routes, tenant_list, tenants, usage,
+    PooledConnection, SqlStore, acquire, admin_keys, audit, bulk, change, change_admin_key, idempotency,
+    key_list, plans, replicas, routes, tenant_list, tenants, usage,
 };
 use crate::audit::{Action, AuditEntry, Draft};
 use crate::clock::Timestamp;
@@ -26,7 +25,7 @@ use crate::store::{
     NewTenant, PlanChange, PlanUses, Rotated, Rotation, RoutesChange, RoutesPlan, SchemaVersion, Shadowed,
     StoreError, StoredKey, TenantChange, TenantFilter, TenantPage, TenantPlace, UsageFilter, UsageRow,
 };
-use crate::tenant::{Mode, Tenant, TenantId, TenantStatus};
+use crate::tenant::{Tenant, TenantId, TenantStatus};
 
 /// Finishes a change: stores the answer to its request, writes the audit log, and commits.
 async fn finish(
@@ -86,36 +85,18 @@ impl<S: SqlStore> Management for S {
 
     async fn insert_tenant(&self, tenant: &NewTenant, action: Action) -> Result<Tenant, StoreError> {
         let mut connection = change(self).await?;
-        let link = &mut connection.link();
-        let sql = format!(
-            "INSERT INTO tenants (id, name, db_schema_name, status, plan, created_at)
-             VALUES ($1, $2, $3, $4, $5, {}) RETURNING {TENANT}",
-            link.dialect().now
-        );
-        let query = query(sql).bind(tenant.id).bind(&tenant.name).bind(&tenant.schema);
-        let query = query.bind(tenant.status.as_str()).bind(&tenant.plan);
-        let tenant = tenant_of(&query.fetch_one(link).await?)?;
+        let tenant = tenants::insert(&mut connection.link(), tenant).await?;
         let draft = Draft::of_tenant(action, None, &tenant);
         finish(self, connection, draft, Changed::Tenant(&tenant)).await?;
         Ok(tenant)
     }
 
     async fn tenants(&self) -> Result<Vec<Tenant>, StoreError> {
-        let mut connection = acquire(self).await?;
-        let link = &mut connection.link();
-        let sql = format!("SELECT {TENANT} FROM tenants ORDER BY created_at, {}", link.dialect().tie);
-        tenants(query(sql), link).await
+        tenants::all(&mut acquire(self).await?.link()).await
     }
 
     async fn find_tenants(&self, reference: &str) -> Result<Vec<Tenant>, StoreError> {
-        let mut connection = acquire(self).await?;
-        let link = &mut connection.link();
-        let sql = format!(
-            "SELECT {TENANT} FROM tenants WHERE id = $1 OR db_schema_name = $2 OR name = $2
-             ORDER BY created_at, {}",
-            link.dialect().tie
-        );
-        tenants(query(sql).bind(Uuid::parse_str(reference).ok()).bind(reference), link).await
+        tenants::find(&mut acquire(self).await?.link(), reference).await
     }
 
     async fn change_tenant(
@@ -125,18 +106,8 @@ impl<S: SqlStore> Management for S {
         make: TenantChange<'_>,
     ) -> Result<Option<Tenant>, StoreError> {
         let mut connection = change(self).await?;
-        let link = &mut connection.link();
-        let sql = format!("SELECT {TENANT} FROM tenants WHERE id = $1{}", link.dialect().lock);
-        let row = query(sql).bind(id).fetch_optional(link).await?;
-        let Some(before) = row.as_ref().map(tenant_of).transpose()? else { return Ok(None) };
-        let mut after = before.clone();
-        make(&mut after)?;
-        let sets = Sets::default()
-            .set("name", before.name != after.name, &after.name)
-            .set("status", before.status != after.status, after.status.as_str())
-            .set("mode", before.mode != after.mode, after.mode.map(Mode::as_str))
-            .set("plan", before.plan != after.plan, after.plan.as_deref());
-        sets.run("tenants", id.0, link).await?;
+        let changed = tenants::change(&mut connection.link(), id, make).await?;
+        let Some((before, after)) = changed else { return Ok(None) };
         let draft = Draft::of_tenant(action, Some(&before), &after);
         finish(self, connection, draft, Changed::Tenant(&after)).await?;
         Ok(Some(after))
@@ -192,16 +163,7 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn count_used(&self, tenant: TenantId, since: Timestamp) -> Result<i64, StoreError> {
-        let mut connection = acquire(self).await?;
-        let link = &mut connection.link();
-        let time = |column: &str| link.dialect().time.replace('?', column);
-        let sql = format!(
-            "SELECT count(*) AS used FROM api_keys
-             WHERE tenant_id = $1 AND revoked_at IS NULL AND {} >= {}",
-            time("last_used_at"),
-            time("$2")
-        );
-        query(sql).bind(tenant).bind(since).fetch_one(link).await?.get("used")
+        key_list::count_used(&mut acquire(self).await?.link(), tenant, since).await
     }
 
     async fn keys_named(&self, names: &[String]) -> Result<Vec<StoredKey>, StoreError> {
@@ -406,49 +368,19 @@ impl<S: SqlStore> Management for S {
     }
 
     async fn mark(&self) -> Result<String, StoreError> {
-        // The mark is a separate transaction: a server that sees it sees everything that was committed before it began.
-        let mut connection = acquire(self).await?;
-        let link = &mut connection.link();
-        query(link.dialect().mark).fetch_one(link).await?.get("mark")
+        replicas::mark(&mut acquire(self).await?.link()).await
     }
 
     async fn replicas(&self) -> Result<Vec<Announced>, StoreError> {
-        let mut connection = acquire(self).await?;
-        let sql = "SELECT id, name, seen_at, serves_until FROM tenantgate_replica ORDER BY name, id";
-        let rows = query(sql).fetch_all(&mut connection.link()).await?;
-        let announced = |row: &SqlRow| {
-            Ok(Announced {
-                id: row.id("id", "tenantgate_replica")?,
-                name: row.get("name")?,
-                seen_at: row.instant("seen_at")?.unwrap_or_default(),
-                serves_until: row.instant("serves_until")?.unwrap_or_default(),
-            })
-        };
-        rows.iter().map(announced).collect()
+        replicas::all(&mut acquire(self).await?.link()).await
     }
 
     async fn laggards(&self, mark: &str) -> Result<Vec<Laggard>, StoreError> {
-        let mut connection = acquire(self).await?;
-        let link = &mut connection.link();
-        let behind = link.dialect().behind;
-        let sql = format!("SELECT name, seen_at FROM tenantgate_replica WHERE {behind} ORDER BY name");
-        let rows = query(sql).bind(mark).fetch_all(link).await?;
-        rows.iter()
-            .map(|row| {
-                let seen_at = row.instant("seen_at")?.unwrap_or_default();
-                Ok(Laggard { name: row.get("name")?, seen_at })
-            })
-            .collect()
+        replicas::laggards(&mut acquire(self).await?.link(), mark).await
     }
 
     async fn caught_up(&self, mark: &str) -> Result<u64, StoreError> {
-        let mut connection = acquire(self).await?;
-        let link = &mut connection.link();
-        let (live, behind) = (link.dialect().live, link.dialect().behind);
-        let sql =
-            format!("SELECT count(*) AS caught_up FROM tenantgate_replica WHERE {live} AND NOT ({behind})");
-        let count: i64 = query(sql).bind(mark).fetch_one(link).await?.get("caught_up")?;
-        Ok(u64::try_from(count).unwrap_or(0))
+        replicas::caught_up(&mut acquire(self).await?.link(), mark).await
     }
 
     async fn audit_entries(

@@ -17,11 +17,13 @@ mod management;
 mod overview;
 pub(super) mod plans;
 mod pool;
+mod replicas;
 pub(super) mod routes;
 mod row;
 mod rows;
 mod sessions;
 mod tenant_list;
+mod tenants;
 mod usage;
 mod value;
 
@@ -35,7 +37,6 @@ pub(super) use self::rows::{TENANT, tenant_of};
 use self::value::SqlValue;
 use super::{Adoption, ChangeContext, Migrated, SchemaVersion, Store, StoreError};
 use crate::permission::AdminKeyId;
-use crate::tenant::Tenant;
 
 /// The SQL that the two databases spell differently.
 pub(super) struct Dialect {
@@ -229,11 +230,6 @@ async fn change_admin_key(
     connection.begin().await?;
     admin_keys::hold(&mut connection.link(), store.context().key.as_ref(), target).await?;
     Ok(connection)
-}
-
-/// Runs a query and converts its rows to tenants.
-async fn tenants(query: connection::Query, link: &mut Link<'_>) -> Result<Vec<Tenant>, StoreError> {
-    query.fetch_all(link).await?.iter().map(tenant_of).collect()
 }
 
 /// The columns that an UPDATE of one row sets.
