@@ -1,7 +1,7 @@
 //! Collects what enforcement would reject, for the shadow report.
 //!
-//! In shadow mode, a request that would be rejected passes and is recorded ([`ShadowReport::note`]): its network, client
-//! program, method, path, and the reason. Requests that are equal in all of these share one entry. The number of
+//! In shadow mode, a request that would be rejected passes and is recorded ([`ShadowReport::note`]): its network,
+//! client program, method, path, and the reason. Requests that are equal in all of these share one entry. The number of
 //! entries a day is bounded; requests beyond the bound are counted together. Every half minute the entries are added to
 //! a table, which `tenantgate report shadow` reads.
 //!

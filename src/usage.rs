@@ -73,8 +73,8 @@ impl Hash for UsageBucket {
     }
 }
 
-/// The hasher of [`UsageBucket`]. Clients choose neither days nor reasons nor the ids of keys, so it need not resist them, and
-/// takes a tenth of the instructions of the hasher of the standard library.
+/// The hasher of [`UsageBucket`]. Clients choose neither days nor reasons nor the ids of keys, so it need not resist
+/// them, and takes a tenth of the instructions of the hasher of the standard library.
 #[derive(Default)]
 struct OneNumber(u64);
 

@@ -150,8 +150,8 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// The name is taken, a tenant does not exist, the expiry is in the past, or the creator has less than the key would
-    /// have.
+    /// The name is taken, a tenant does not exist, the expiry is in the past, or the creator has less than the key
+    /// would have.
     pub async fn create_admin_key(
         &self,
         creator: &Creator,
@@ -235,8 +235,8 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// The key does not exist, has more than `creator`, or is revoked; the creator, or the creator of the key, has less than
-    /// the key would have; or the name is taken.
+    /// The key does not exist, has more than `creator`, or is revoked; the creator, or the creator of the key, has less
+    /// than the key would have; or the name is taken.
     pub async fn update_admin_key(
         &self,
         creator: &Creator,
@@ -381,8 +381,8 @@ fn taken(name: &str) -> String {
     format!("there is, or was, a management key {name:?}: choose another name")
 }
 
-/// Returns a key, its creator, the creator of its creator and so on. A circle, which only SQL can create, ends the chain once
-/// it is as long as there are keys.
+/// Returns a key, its creator, the creator of its creator and so on. A circle, which only SQL can create, ends the
+/// chain once it is as long as there are keys.
 fn chain<'k>(by_id: &BTreeMap<AdminKeyId, &'k AdminKey>, key: &'k AdminKey) -> Vec<&'k AdminKey> {
     let mut chain = vec![key];
     let mut creator = key.created_by;

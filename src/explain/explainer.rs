@@ -91,8 +91,8 @@ impl Explainer {
         }
         match subject {
             None => {
-                let presenter = if question.stand_in { Presenter::Anybody } else { Presenter::Holder };
-                explanation.cases.push(case(presenter, Proof::Pending, None));
+                let by = if question.stand_in { Presenter::Anybody } else { Presenter::Holder };
+                explanation.cases.push(case(by, Proof::Pending, None));
             }
             Some(subject) => {
                 let proofs = self.proofs(&subject, presented, question.stand_in, &mut explanation.notes);

@@ -1,7 +1,7 @@
 //! Renders a response as strings, for the module inside Envoy.
 //!
-//! Encodes a `CheckResponse` with [`write_response`] and decodes it again, so that both paths share one renderer. It costs
-//! microseconds, and is done once for a key, not once for a request.
+//! Encodes a `CheckResponse` with [`write_response`] and decodes it again, so that both paths share one renderer. It
+//! costs microseconds, and is done once for a key, not once for a request.
 
 use prost::Message as _;
 use uuid::Uuid;

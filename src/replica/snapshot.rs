@@ -331,7 +331,7 @@ impl Snapshot {
                 before.inspect(|before| self.count_tenant(before.tenant(), -1));
             }
             Change::Now(row @ (SnapshotRow::Plan(_) | SnapshotRow::Route(_))) => {
-                Arc::make_mut(&mut self.policy).put(row)
+                Arc::make_mut(&mut self.policy).put(row);
             }
             Change::NoPlan(name) => drop(Arc::make_mut(&mut self.policy).plans.remove(&name)),
             Change::NoRoute(id) => drop(Arc::make_mut(&mut self.policy).rules.remove(&id)),
@@ -367,8 +367,8 @@ impl Snapshot {
     }
 }
 
-/// Equals whether there is [`SnapshotRow::damage`], but does not parse known profiles again. False for rules: the [`RouteTable`]
-/// parses them, and says which are damaged.
+/// Equals whether there is [`SnapshotRow::damage`], but does not parse known profiles again. False for rules: the
+/// [`RouteTable`] parses them, and says which are damaged.
 fn is_damaged(row: &SnapshotRow, profiles: &Profiles) -> bool {
     match row {
         SnapshotRow::Key(record, _, profile) => record.is_damaged() || profiles.is_damaged(profile),
@@ -381,7 +381,7 @@ impl PolicyRows {
     fn put(&mut self, row: SnapshotRow) {
         match row {
             SnapshotRow::Plan(row) => {
-                drop(self.plans.insert(row.name.as_str().into(), Arc::new(PlanEntry::of(row))))
+                drop(self.plans.insert(row.name.as_str().into(), Arc::new(PlanEntry::of(row))));
             }
             SnapshotRow::Route(row) => drop(self.rules.insert(row.id, row)),
             SnapshotRow::Key(..) | SnapshotRow::Tenant(_) => {}

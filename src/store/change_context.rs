@@ -42,8 +42,8 @@ pub type ChainCheck = dyn Fn(&[AdminKey]) -> Result<(), StoreError> + Send + Syn
 pub struct AuthorKey {
     /// Its id.
     pub id: AdminKeyId,
-    /// Called inside the transaction of each change with the key, its creator, that key's creator and so on, which cannot
-    /// change until the transaction ends: whether the key may still make the change.
+    /// Called inside the transaction of each change with the key, its creator, that key's creator and so on, which
+    /// cannot change until the transaction ends: whether the key may still make the change.
     pub check: Arc<ChainCheck>,
 }
 

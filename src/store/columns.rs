@@ -2,7 +2,8 @@
 //!
 //! Imports write these columns, and adoption never takes one of them for a column of another program. Lists that differ
 //! for a reason are held to these by unit tests: of the columns that Postgres requires, their order is that of the
-//! messages; what commands read of a key leaves its hash out; and exported files name the tenant and leave the memo out.
+//! messages; what commands read of a key leaves its hash out; and exported files name the tenant and leave the memo
+//! out.
 
 /// The columns of `tenants`.
 pub(crate) const TENANT_COLUMNS: [&str; 7] =

@@ -1,7 +1,7 @@
 //! Tests every row of the outcome table over gRPC.
 //!
-//! `support::verified_response` compares what belongs to a row (status, code, body, headers, metadata keys) for every single
-//! Here the tests check which row applies, in which order, and its values.
+//! `support::verified_response` compares for every single response what belongs to a row: status, code, body, headers and
+//! metadata keys. Here the tests check which row applies, in which order, and its values.
 
 use std::collections::BTreeMap;
 

@@ -4,8 +4,8 @@
 //! program might choose a different part of it. Credentials of other kinds (another scheme, another bearer token) are
 //! ignored.
 //!
-//! Header names must be in lower case, as in HTTP/2. [`RequestOptions`] names the headers to read. This module does not know
-//! Envoy's messages.
+//! Header names must be in lower case, as in HTTP/2. [`RequestOptions`] names the headers to read. This module does not
+//! know Envoy's messages.
 
 use crate::key::PresentedKey;
 use crate::key::format::{SCHEME, parse};

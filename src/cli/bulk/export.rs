@@ -76,8 +76,8 @@ pub(in crate::cli) async fn export_tenants(
     sink.finish(out, "tenants")
 }
 
-/// The columns of the file: those of `api_keys`, but without the memo, which is worthless without its pepper, with the hash
-/// only on request, and with the schema of the tenant for human readers.
+/// The columns of the file: those of `api_keys`, but without the memo, which is worthless without its pepper, with the
+/// hash only on request, and with the schema of the tenant for human readers.
 const KEY_COLUMNS: [&str; 17] = [
     "id",
     "key_prefix",

@@ -39,8 +39,8 @@ fn admin_key_of(row: &SqlRow) -> Result<AdminKey, StoreError> {
         reach,
         expires_at: row.expiry("expires_at")?,
     };
-    // An invalid creator must not count as none: a key without a creator was created by a command, and no other key limits
-    // it.
+    // An invalid creator must not count as none: a key without a creator was created by a command, and no other key
+    // limits it.
     let creator = row.get::<Option<String>>("creator")?;
     let creator = creator.map(|id| Uuid::parse_str(&id).map(AdminKeyId)).transpose();
     let creator = creator.map_err(|_| inconsistent("invalid created_by: expected a UUID".into()))?;
@@ -131,9 +131,9 @@ async fn links(
     query(sql).bind(value).fetch_all(link).await
 }
 
-/// Holds the management key `author`, which makes a change, and its creators as they are until the transaction ends, and
-/// checks that the key still has the authority by which the change was judged. Also locks the key `target`, which is
-/// to be changed. All locks are taken in the order of ids, so that two changes cannot deadlock.
+/// Holds the management key `author`, which makes a change, and its creators as they are until the transaction ends,
+/// and checks that the key still has the authority by which the change was judged. Also locks the key `target`, which
+/// is to be changed. All locks are taken in the order of ids, so that two changes cannot deadlock.
 pub(super) async fn hold(
     link: &mut Link<'_>,
     author: Option<&AuthorKey>,

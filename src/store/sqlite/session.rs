@@ -2,9 +2,9 @@
 //!
 //! It only reads. `PRAGMA data_version` tells whether another connection has written, and the change log tells what.
 //!
-//! A connection stays on the files that it has opened. If another program deletes or replaces one of them, the connection misses
-//! all changes, so each poll compares the files. The connection is opened for reading alone: one that can write would
-//! copy its deleted WAL over newer pages of the database when it closes.
+//! A connection stays on the files that it has opened. If another program deletes or replaces one of them, the
+//! connection misses all changes, so each poll compares the files. The connection is opened for reading alone: one that
+//! can write would copy its deleted WAL over newer pages of the database when it closes.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;

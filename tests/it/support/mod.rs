@@ -1,8 +1,8 @@
 //! The test support that all suites share.
 //!
 //! A test gets a `World` (a database of its own with known tenants and keys), starts a `Server` (the real binary) on
-//! it, sends Checks over the network and gets a `VerifiedResponse`, which is already verified against the documentation. The
-//! interface is synchronous; one runtime works underneath.
+//! it, sends Checks over the network and gets a `VerifiedResponse`, which is already verified against the
+//! documentation. The interface is synchronous; one runtime works underneath.
 //!
 //! ```text
 //! Backend ──► Database ──► World (tenants, keys)

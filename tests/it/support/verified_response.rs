@@ -1,7 +1,7 @@
 //! Checks every answer in every test against the documented table of outcomes.
 //!
-//! A [`VerifiedResponse`] is always verified against the contract: its reason determines status, code, body, headers and the
-//! exact metadata keys. A test that compares `401 mismatch` has therefore compared all of them.
+//! A [`VerifiedResponse`] is always verified against the contract: its reason determines status, code, body, headers
+//! and the exact metadata keys. A test that compares `401 mismatch` has therefore compared all of them.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -184,8 +184,9 @@ pub enum Excess {
     Expiry(Timestamp),
 }
 
-/// Returns the parts of `wish` that a key with the authority `creator` may not delegate: permissions and tenants that
-/// it does not have, and an expiry later than its own. Empty if it may delegate all of it.
+/// Returns the parts of `wish` that a key with the authority `creator` may not delegate; empty if it may delegate all.
+///
+/// These are permissions and tenants that it does not have, and an expiry later than its own.
 #[must_use]
 pub fn delegate(creator: &Authority, wish: &Authority) -> Vec<Excess> {
     let permissions = wish.permissions.without(creator.permissions);

@@ -214,8 +214,8 @@ impl ParsedChange {
     }
 }
 
-/// Checks that the caller may still see the object of a stored response: since then, tenants or permissions may have been
-/// taken away from it.
+/// Checks that the caller may still see the object of a stored response: since then, tenants or permissions may have
+/// been taken away from it.
 async fn still_sees(admin: &Admin, caller: &Caller, object: &Value) -> Result<(), AdminError> {
     let object = object.get("new").unwrap_or(object);
     let text = |field: &str| object.get(field).and_then(Value::as_str);

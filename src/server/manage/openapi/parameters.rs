@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 pub(super) struct Parameter(pub(super) &'static str, pub(super) &'static str, pub(super) &'static str);
 
 impl Parameter {
-    /// Returns the Parameter Object of OpenAPI. The name decides where the parameter is: in the path, a header or the
+    /// Returns the Parameter Object of `OpenAPI`. The name decides where the parameter is: in the path, a header or the
     /// query.
     pub(super) fn described(&self) -> Value {
         let Self(name, kind, description) = self;

@@ -41,8 +41,8 @@ impl ColumnKind {
 /// whether an adopted table must already have it.
 pub(super) type RequiredColumn = (&'static str, &'static str, ColumnKind, bool, bool, bool);
 
-/// The columns of [`crate::store::TENANT_COLUMNS`] and [`crate::store::KEY_COLUMNS`], in the order in which wrong ones are
-/// reported.
+/// The columns of [`crate::store::TENANT_COLUMNS`] and [`crate::store::KEY_COLUMNS`], in the order in which wrong ones
+/// are reported.
 pub(super) const REQUIRED_COLUMNS: [RequiredColumn; 25] = [
     ("tenants", "id", ColumnKind::Uuid, true, true, true),
     ("tenants", "name", ColumnKind::Text, true, false, true),
