@@ -2,7 +2,7 @@
 //!
 //! A management key has permissions, and may see all tenants or some. [`may`] decides whether it may do something, and
 //! [`delegate`] which authority it may give to another key. A key ends when its creator (the management key that
-//! created it) ends, and never may do more than its creator currently may: [`authority`] follows the chain of creators.
+//! created it) ends, and never may do more than its creator currently may: [`authority()`] follows the chain of creators.
 //!
 //! Depends on: `tenant`, `record` and the timestamps of `clock`. It does no I/O, and knows neither HTTP nor the
 //! command line.
