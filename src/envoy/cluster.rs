@@ -55,6 +55,13 @@ fn http2_options(cluster: &Value) -> Option<&Value> {
     options
 }
 
+/// Returns the retry policy of the cluster that a filter calls, which Envoy has since 1.37.
+pub(super) fn retry_policy<'a>(dump: &'a Value, filter: &Value) -> Option<&'a Value> {
+    let options = find(dump, called(filter)?)?.get("typed_extension_protocol_options")?;
+    let mut all = options.as_object()?.values().filter_map(|options| options.get("retry_policy"));
+    all.find(|policy| text(policy, "/retry_on").is_some())
+}
+
 fn http2(options: Option<&Value>) -> Finding {
     const CHECK: &str = "envoy.http2";
     if options.is_some() {

@@ -23,7 +23,7 @@ pub(super) fn examine(dump: &Value, expected: &ExpectedConfig<'_>) -> Vec<Findin
         format!("these listeners have the ext_authz filter: {}", names.join(", ")),
     )];
     for (manager, asked) in &managers {
-        let mut found = filter::examine(asked, expected);
+        let mut found = filter::examine(asked, cluster::retry_policy(dump, asked), expected);
         found.extend(manager_findings(dump, manager, expected));
         found.push(address::examine(manager, asked, expected));
         found.push(limits(manager, asked, expected));

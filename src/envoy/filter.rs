@@ -13,9 +13,14 @@ const DEFAULT_TIMEOUT: f64 = 0.2;
 /// The minimum timeout, in seconds: a first proof takes a third of a second on an idle core.
 const LEAST_TIMEOUT: f64 = 1.0;
 
-/// Examines the configuration of an `ext_authz` filter.
-pub(super) fn examine(filter: &Value, expected: &ExpectedConfig<'_>) -> Vec<Finding> {
-    let found = [failure_mode(filter), status_on_error(filter), timeout(filter), retries(filter)];
+/// Examines the configuration of an `ext_authz` filter. `retry_policy` is that of the cluster that it calls.
+pub(super) fn examine(
+    filter: &Value,
+    retry_policy: Option<&Value>,
+    expected: &ExpectedConfig<'_>,
+) -> Vec<Finding> {
+    let retries = retries(filter, retry_policy);
+    let found = [failure_mode(filter), status_on_error(filter), timeout(filter), retries];
     let more =
         [headers(filter, expected), raw_headers(filter), mutations(filter, expected), enforced(filter)];
     found.into_iter().chain(more).chain(body(filter)).collect()
@@ -62,20 +67,28 @@ fn timeout(filter: &Value) -> Finding {
     }
 }
 
-/// Envoy uses the longest back-off also as the timeout of a single attempt.
-fn retries(filter: &Value) -> Finding {
+/// A policy of the filter counts before that of the cluster. For one of the filter, Envoy uses the longest back-off also
+/// as the timeout of a single attempt.
+fn retries(filter: &Value, of_cluster: Option<&Value>) -> Finding {
     const CHECK: &str = "envoy.retries";
-    let Some(policy) = filter.pointer("/grpc_service/retry_policy") else {
-        let what = "there are no retries: a request fails if a stopping replica drops it";
-        return Finding::warn(CHECK, what, "set grpc_service: {retry_policy: …}, as in envoy/envoy.yaml");
+    let of_filter = filter.pointer("/grpc_service/retry_policy");
+    let (each, field) = match (of_filter, of_cluster) {
+        (Some(policy), _) => {
+            let base = seconds(policy, "/retry_back_off/base_interval").unwrap_or(0.025);
+            let each = seconds(policy, "/retry_back_off/max_interval").unwrap_or(base * 10.0);
+            (each, "retry_back_off.max_interval")
+        }
+        (None, Some(policy)) => {
+            (seconds(policy, "/per_try_timeout").unwrap_or(f64::INFINITY), "per_try_timeout")
+        }
+        (None, None) => {
+            let what = "there are no retries: a request fails if a stopping replica drops it";
+            return Finding::warn(CHECK, what, "set grpc_service: {retry_policy: …}, as in envoy/envoy.yaml");
+        }
     };
-    let base = seconds(policy, "/retry_back_off/base_interval").unwrap_or(0.025);
-    let each = seconds(policy, "/retry_back_off/max_interval").unwrap_or(base * 10.0);
     if each + f64::EPSILON < allowed_time(filter).min(LEAST_TIMEOUT) {
-        let what = format!(
-            "each attempt times out after {each} s: Envoy uses retry_back_off.max_interval as its timeout"
-        );
-        Finding::bad(CHECK, what, "set max_interval to the timeout")
+        let what = format!("each attempt times out after {each} s: Envoy uses {field} as its timeout");
+        Finding::bad(CHECK, what, format!("set {field} to the timeout"))
     } else {
         Finding::ok(CHECK, "Envoy retries attempts without a connection")
     }

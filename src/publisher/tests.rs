@@ -125,7 +125,11 @@ impl House {
     }
 
     fn word(&self, reader: &Reader<Mapping>, prefix: &str) -> &'static str {
-        match reader.find(u64::try_from(self.clock.uptime().as_millis()).unwrap(), prefix.as_bytes()) {
+        match reader.find(
+            u64::try_from(self.clock.uptime().as_millis()).unwrap(),
+            prefix.as_bytes(),
+            &mut Vec::new(),
+        ) {
             Found::Absent => "absent",
             Found::Known => "known",
             Found::Proven(proven) if proven.revoked => "revoked",
@@ -171,9 +175,12 @@ async fn what_is_proven_is_published_and_follows_its_row() {
     assert_eq!(house.word(&reader, "llmk_other"), "absent");
     house.proves(KEY);
     house.becomes(&reader, "llmk_demo", "proven").await;
-    let Found::Proven(proven) = reader.find(100_000, b"llmk_demo") else { panic!("it is proven") };
+    let mut bytes = Vec::new();
+    let Found::Proven(proven) = reader.find(100_000, b"llmk_demo", &mut bytes) else {
+        panic!("it is proven")
+    };
     assert!(reader.is_of(&proven, KEY.as_bytes()) && !reader.is_of(&proven, OTHER.as_bytes()));
-    assert_eq!(proven.set, [("x-tenant".to_owned(), "Demo".to_owned())]);
+    assert_eq!(proven.set, [("x-tenant", "Demo")]);
     // The name of the tenant.
     house.sees(vec![
         plain(house.key("llmk_demo")),
@@ -182,7 +189,7 @@ async fn what_is_proven_is_published_and_follows_its_row() {
     house.becomes(&reader, "llmk_demo", "proven").await;
     let renamed = async {
         loop {
-            if let Found::Proven(proven) = reader.find(100_000, b"llmk_demo")
+            if let Found::Proven(proven) = reader.find(100_000, b"llmk_demo", &mut Vec::new())
                 && proven.set[0].1 == "New"
             {
                 break;

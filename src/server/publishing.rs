@@ -264,7 +264,7 @@ mod tests {
             modules.push(house.module().await.unwrap());
         }
         for (client, reader) in &mut modules {
-            assert_eq!(reader.find(9_000, b"llmk_a"), Found::Absent);
+            assert_eq!(reader.find(9_000, b"llmk_a", &mut Vec::new()), Found::Absent);
             io::Write::write_all(client, &missing(2)).unwrap();
         }
         house.counted(10).await;
@@ -280,16 +280,16 @@ mod tests {
     async fn a_server_that_starts_again_offers_another_memory_and_ends_the_first() {
         let mut house = House::new(&[House::own()]);
         let (mut client, first) = house.module().await.unwrap();
-        assert_eq!(first.find(9_000, b"llmk_a"), Found::Absent);
+        assert_eq!(first.find(9_000, b"llmk_a", &mut Vec::new()), Found::Absent);
         house.stop().await;
-        assert_eq!(first.find(9_000, b"llmk_a"), Found::Doubt);
+        assert_eq!(first.find(9_000, b"llmk_a", &mut Vec::new()), Found::Doubt);
         let ended = spawn_blocking(move || client.read(&mut [0; 8]).unwrap_or(0)).await.unwrap();
         assert_eq!(ended, 0, "the module notices at once");
         assert!(house.module().await.is_err());
         house.start();
         // It may receive the closed memory first, and then the new one.
         let mut second = house.module().await.unwrap();
-        while second.1.find(9_000, b"llmk_a") != Found::Absent {
+        while second.1.find(9_000, b"llmk_a", &mut Vec::new()) != Found::Absent {
             second = house.module().await.unwrap();
         }
         house.stop().await;

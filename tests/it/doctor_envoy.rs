@@ -106,6 +106,25 @@ fn each_defect_of_the_filter_is_found_once() {
 }
 
 #[test]
+fn retries_may_be_those_of_the_cluster() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    for (from, to, expected) in [
+        ("num_retries: 2", "num_retries: 2", vec![]),
+        ("num_retries: 2", "num_retries: 2\n          per_try_timeout: 0.1s", vec!["envoy.retries bad"]),
+        (
+            "retry_on: connect-failure,refused-stream,reset,unavailable",
+            "retry_on: \"\"",
+            vec!["envoy.retries warn"],
+        ),
+    ] {
+        let Some(envoy) = Envoy::before(&server).retrying_in_cluster().with(from, to).start() else { return };
+        envoy.finds_tenantgate(true);
+        assert_eq!(not_ok(&world, &["--envoy-admin", envoy.admin()]), expected, "{to}");
+    }
+}
+
+#[test]
 fn limits_below_those_of_envoy_are_found() {
     let world = World::somewhere();
     let server = Server::on(&world.db).start();
@@ -342,13 +361,13 @@ fn a_module_inside_envoy_is_examined_with_what_it_cannot_see() {
         envoy.finds_tenantgate(true);
         Some(not_ok(&world, &["--envoy-admin", envoy.admin()]))
     };
-    let Some(envoy) = module(Envoy::before(&server)).start() else { return };
+    let Some(envoy) = module(Envoy::before(&server)).retrying_in_cluster().start() else { return };
     envoy.finds_tenantgate(true);
     let (found, _) = doctor(&world.db, &["--envoy-admin", envoy.admin()]);
     for check in ["check", "mark", "route_cache", "context", "exempt"] {
         assert!(found.is_ok(&format!("envoy.module_{check}")), "{check}: {found:#?}");
     }
-    assert!(found.is_ok("envoy.enforced"), "{found:#?}");
+    assert!(found.is_ok("envoy.enforced") && found.is_ok("envoy.retries"), "{found:#?}");
     let context = "                typed_per_filter_config:
                   envoy.filters.http.ext_authz:
                     \"@type\": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute

@@ -70,7 +70,7 @@ fn logging(plan: Plan) -> Plan {
 
 /// Describes an Envoy with the module, which connects to this socket.
 fn with_module(server: &Server, socket: &Path) -> Plan {
-    adding_module(logging(Envoy::before(server)), socket)
+    adding_module(logging(Envoy::before(server)), socket).retrying_in_cluster()
 }
 
 /// Adds the module to an Envoy, in front of the Check.

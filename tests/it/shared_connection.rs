@@ -6,25 +6,15 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::support::ask::KEY_HEADER;
-use crate::support::envoy::{Envoy, Plan};
+use crate::support::envoy::{Envoy, Plan, RETRIES};
 use crate::support::frames::{Frame, PREFACE, Raw, kind};
 use crate::support::{Ask, PATIENCE, Server, World};
 
 /// Configures `failure_mode_allow`, so that a failed Check becomes visible because its request passes.
 pub(crate) fn fail_open(server: &Server) -> Plan {
-    let retries = "                retry_policy:
-                  retry_on: connect-failure,refused-stream,reset,unavailable
-                  num_retries: 2
-                  retry_back_off: {base_interval: 0.01s, max_interval: 2s}
-                  retry_host_predicate:
-                  - name: envoy.retry_host_predicates.previous_hosts
-                    typed_config:
-                      \"@type\": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate
-                  host_selection_retry_max_attempts: 5
-";
     Envoy::before(server)
         .with("failure_mode_allow: false", "failure_mode_allow: true")
-        .with(retries, "")
+        .with(RETRIES, "")
         // A test build on a busy machine decodes megabytes slowly.
         .with("                timeout: 2s\n", "                timeout: 20s\n")
         .with(

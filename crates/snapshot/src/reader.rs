@@ -8,15 +8,23 @@ use crate::record::{Proven, Settings};
 
 /// The published state of a prefix.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Found {
+pub enum Found<'b> {
     /// There is no key with this prefix.
     Absent,
     /// There is a key with this prefix, and only the server can judge it.
     Known,
     /// There is a key with this prefix, and it was proven.
-    Proven(Box<Proven>),
+    Proven(Box<Proven<&'b str>>),
     /// There is no answer: the memory is stale, closed or damaged, or is being changed.
     Doubt,
+}
+
+/// The state of a prefix in the table.
+enum State {
+    Absent,
+    Known,
+    /// Its record was copied.
+    Proven,
 }
 
 /// Reads a memory that another process writes.
@@ -44,7 +52,9 @@ impl<M: Memory> Reader<M> {
     #[must_use]
     pub fn settings(&self) -> Option<Settings> {
         let place = u32::try_from(self.head(header::SETTINGS).load(Ordering::Acquire)).ok()?;
-        Settings::decode(&self.record(place)?)
+        let mut bytes = Vec::new();
+        self.record(place, &mut bytes)?;
+        Settings::decode(&bytes)
     }
 
     /// Returns whether the memory is fresh at this uptime of the machine, in milliseconds, and readers may decide.
@@ -62,16 +72,24 @@ impl<M: Memory> Reader<M> {
 
     /// Returns whether this is the key that was proven. Compares in constant time.
     #[must_use]
-    pub fn is_of(&self, proven: &Proven, presented: &[u8]) -> bool {
+    pub fn is_of<T>(&self, proven: &Proven<T>, presented: &[u8]) -> bool {
         blake3::Hash::from_bytes(self.key.digest(presented)) == blake3::Hash::from_bytes(proven.digest)
     }
 
-    /// Returns the published state of a prefix, as of one instant at which the memory was fresh.
+    /// Returns the published state of a prefix, as of one instant at which the memory was fresh. The record of a proven
+    /// key is copied into `bytes`.
     #[must_use]
-    pub fn find(&self, uptime_ms: u64, prefix: &[u8]) -> Found {
+    pub fn find<'b>(&self, uptime_ms: u64, prefix: &[u8], bytes: &'b mut Vec<u8>) -> Found<'b> {
         let Some(sequence) = self.begin(uptime_ms) else { return Found::Doubt };
-        let found = self.search(prefix);
-        if self.is_unchanged_since(sequence) { found } else { Found::Doubt }
+        let state = self.search(prefix, bytes);
+        match (state, self.is_unchanged_since(sequence)) {
+            (Some(State::Absent), true) => Found::Absent,
+            (Some(State::Known), true) => Found::Known,
+            (Some(State::Proven), true) => {
+                Proven::decode(bytes).map_or(Found::Doubt, |proven| Found::Proven(Box::new(proven)))
+            }
+            _ => Found::Doubt,
+        }
     }
 
     /// Returns the sequence number; `None` if there can be no answer now.
@@ -92,41 +110,32 @@ impl<M: Memory> Reader<M> {
         self.head(header::SEQUENCE).load(Ordering::Relaxed) == sequence
     }
 
-    fn search(&self, prefix: &[u8]) -> Found {
+    /// Searches for a prefix; `None` if the memory is damaged. The record of a proven key is copied into `bytes`.
+    fn search(&self, prefix: &[u8], bytes: &mut Vec<u8>) -> Option<State> {
         let (first, fingerprint) = self.key.place(prefix);
         for step in 0..=self.mask {
-            let at = usize::try_from(first.wrapping_add(step) & self.mask);
-            let Some(slot) = at.ok().and_then(|at| self.word(header::LEN + at)) else { return Found::Doubt };
-            match slot.load(Ordering::Acquire) {
-                0 => return Found::Absent,
+            let at = usize::try_from(first.wrapping_add(step) & self.mask).ok()?;
+            match self.word(header::LEN + at)?.load(Ordering::Acquire) {
+                0 => return Some(State::Absent),
                 GONE => {}
                 word if Slot::of(word).fingerprint != fingerprint => {}
+                word if Slot::of(word).record == 0 => return Some(State::Known),
                 word => {
+                    self.record(Slot::of(word).record, bytes)?;
                     // Otherwise another prefix has the same fingerprint.
-                    if let Some(found) = self.proven(Slot::of(word).record, prefix) {
-                        return found;
+                    if Proven::is_about(bytes, prefix) {
+                        return Some(State::Proven);
                     }
                 }
             }
         }
         // The writer always leaves an empty slot, so this table is damaged.
-        Found::Doubt
+        None
     }
 
-    /// Returns the state of a prefix in a record; `None` if the record is about another prefix.
-    fn proven(&self, place: u32, prefix: &[u8]) -> Option<Found> {
-        if place == 0 {
-            return Some(Found::Known);
-        }
-        let Some(proven) = self.record(place).and_then(|bytes| Proven::decode(&bytes)) else {
-            return Some(Found::Doubt);
-        };
-        (proven.prefix.as_bytes() == prefix).then(|| Found::Proven(Box::new(proven)))
-    }
-
-    /// Returns a copy of the record at a place; `None` if it is not what the writer wrote there.
-    fn record(&self, place: u32) -> Option<Vec<u8>> {
-        record(self.memory.words(), &self.key, place)
+    /// Copies the record at a place; `None` if it is not what the writer wrote there.
+    fn record(&self, place: u32, bytes: &mut Vec<u8>) -> Option<()> {
+        record(self.memory.words(), &self.key, place, bytes)
     }
 
     fn word(&self, at: usize) -> Option<&AtomicU64> {
@@ -139,17 +148,18 @@ impl<M: Memory> Reader<M> {
     }
 }
 
-/// Returns a copy of the record at a place; `None` if its hash is wrong.
-pub(crate) fn record(words: &[AtomicU64], key: &MemoryKey, place: u32) -> Option<Vec<u8>> {
+/// Replaces `bytes` by the record at a place; `None` if its hash is wrong.
+pub(crate) fn record(words: &[AtomicU64], key: &MemoryKey, place: u32, bytes: &mut Vec<u8>) -> Option<()> {
     let start = usize::try_from(place).ok()?;
     let head = words.get(start..start.checked_add(RECORD_HEAD)?)?;
     let [len, low, high] = [0, 1, 2].map(|at| head[at].load(Ordering::Relaxed));
     let len = usize::try_from(len).ok().filter(|len| *len <= MOST_BYTES)?;
     let body = words.get(start + RECORD_HEAD..)?.get(..len.div_ceil(8))?;
-    let mut bytes = Vec::with_capacity(body.len() * 8);
+    bytes.clear();
+    bytes.reserve(body.len() * 8);
     for word in body {
         bytes.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
     }
     bytes.truncate(len);
-    (key.seal(place, &bytes) == [low, high]).then_some(bytes)
+    (key.seal(place, bytes) == [low, high]).then_some(())
 }

@@ -2,11 +2,12 @@
 
 use crate::layout::MOST_BYTES;
 
-/// A proven key, with everything that an answer to its holder contains.
+/// A proven key, with everything that an answer to its holder contains. What a reader finds borrows its texts from the
+/// copied record, because each text would otherwise be an allocation in every request.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Proven {
+pub struct Proven<T = String> {
     /// `llmk_<prefix>`.
-    pub prefix: String,
+    pub prefix: T,
     /// The [digest](crate::MemoryKey::digest) of the whole key.
     pub digest: [u8; 32],
     /// `api_keys.id`.
@@ -14,7 +15,7 @@ pub struct Proven {
     /// `tenants.id`.
     pub tenant_id: [u8; 16],
     /// `tenants.status`.
-    pub tenant_status: String,
+    pub tenant_status: T,
     /// In microseconds since 1970; `i64::MAX` for never.
     pub expires_at: i64,
     /// In microseconds since 1970; `i64::MIN` for no limit.
@@ -24,11 +25,11 @@ pub struct Proven {
     /// Whether the key is disabled.
     pub disabled: bool,
     /// The headers to set on a request that passes.
-    pub set: Vec<(String, String)>,
+    pub set: Vec<(T, T)>,
     /// The headers to remove from a request that passes.
-    pub remove: Vec<String>,
+    pub remove: Vec<T>,
     /// The metadata of an allowed or rejected request, without the decision, its reason and its id.
-    pub metadata: Vec<(String, String)>,
+    pub metadata: Vec<(T, T)>,
 }
 
 /// The response to a rejected client.
@@ -59,16 +60,16 @@ pub struct Settings {
     pub answers: Vec<Answer>,
 }
 
-impl Proven {
+impl<T: AsRef<str>> Proven<T> {
     /// Returns the bytes of the record.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut to = Encoder::default();
-        to.text(&self.prefix);
+        to.text(self.prefix.as_ref());
         to.0.extend_from_slice(&self.digest);
         to.0.extend_from_slice(&self.key_id);
         to.0.extend_from_slice(&self.tenant_id);
-        to.text(&self.tenant_status);
+        to.text(self.tenant_status.as_ref());
         to.0.extend_from_slice(&self.expires_at.to_le_bytes());
         to.0.extend_from_slice(&self.not_before.to_le_bytes());
         to.0.push(u8::from(self.revoked) | u8::from(self.disabled) << 1);
@@ -82,12 +83,36 @@ impl Proven {
     #[must_use]
     pub fn fits(&self) -> bool {
         let bytes = self.encode();
-        bytes.len() <= MOST_BYTES && Self::decode(&bytes).as_ref() == Some(self)
+        bytes.len() <= MOST_BYTES && Proven::decode(&bytes).is_some_and(|decoded| decoded == self.borrowed())
     }
 
+    /// Returns this key with borrowed texts, as a reader finds it.
+    #[must_use]
+    pub fn borrowed(&self) -> Proven<&str> {
+        fn pairs<T: AsRef<str>>(pairs: &[(T, T)]) -> Vec<(&str, &str)> {
+            pairs.iter().map(|(name, value)| (name.as_ref(), value.as_ref())).collect()
+        }
+        Proven {
+            prefix: self.prefix.as_ref(),
+            tenant_status: self.tenant_status.as_ref(),
+            set: pairs(&self.set),
+            remove: self.remove.iter().map(T::as_ref).collect(),
+            metadata: pairs(&self.metadata),
+            digest: self.digest,
+            key_id: self.key_id,
+            tenant_id: self.tenant_id,
+            expires_at: self.expires_at,
+            not_before: self.not_before,
+            revoked: self.revoked,
+            disabled: self.disabled,
+        }
+    }
+}
+
+impl<'b> Proven<&'b str> {
     /// Parses a record; `None` if it is invalid.
     #[must_use]
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
+    pub fn decode(bytes: &'b [u8]) -> Option<Self> {
         let mut from = Decoder(bytes);
         let mut proven = Self {
             prefix: from.text()?,
@@ -103,6 +128,11 @@ impl Proven {
         (proven.revoked, proven.disabled) = (flags & 1 == 1, flags & 2 == 2);
         (proven.set, proven.remove, proven.metadata) = (from.pairs()?, from.texts()?, from.pairs()?);
         (flags <= 3 && from.0.is_empty()).then_some(proven)
+    }
+
+    /// Returns whether these bytes are a record about this prefix, without parsing the rest.
+    pub(crate) fn is_about(bytes: &[u8], prefix: &[u8]) -> bool {
+        Decoder(bytes).text().is_some_and(|text| text.as_bytes() == prefix)
     }
 }
 
@@ -128,12 +158,17 @@ impl Settings {
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut from = Decoder(bytes);
-        let key_header = from.text()?;
+        let key_header = from.text()?.to_owned();
         let [flags] = from.array()?;
         let public = from.texts()?;
         let answers = from.list(|from| {
             let (reason, status) = (from.text()?, u16::from_le_bytes(from.array()?));
-            Some(Answer { reason, status, headers: from.pairs()?, body: from.text()? })
+            Some(Answer {
+                reason: reason.to_owned(),
+                status,
+                headers: from.pairs()?,
+                body: from.text()?.to_owned(),
+            })
         })?;
         let (accept_bearer, preflight) = (flags & 1 == 1, flags & 2 == 2);
         let settings = Self { key_header, accept_bearer, preflight, public, answers };
@@ -155,25 +190,25 @@ impl Encoder {
         self.0.extend_from_slice(text.as_bytes());
     }
 
-    fn texts(&mut self, texts: &[String]) {
+    fn texts<T: AsRef<str>>(&mut self, texts: &[T]) {
         self.len(texts.len());
         for text in texts {
-            self.text(text);
+            self.text(text.as_ref());
         }
     }
 
-    fn pairs(&mut self, pairs: &[(String, String)]) {
+    fn pairs<T: AsRef<str>>(&mut self, pairs: &[(T, T)]) {
         self.len(pairs.len());
         for (name, value) in pairs {
-            self.text(name);
-            self.text(value);
+            self.text(name.as_ref());
+            self.text(value.as_ref());
         }
     }
 }
 
 pub(crate) struct Decoder<'b>(pub(crate) &'b [u8]);
 
-impl Decoder<'_> {
+impl<'b> Decoder<'b> {
     pub(crate) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (array, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
@@ -184,11 +219,11 @@ impl Decoder<'_> {
         Some(usize::from(u16::from_le_bytes(self.array()?)))
     }
 
-    pub(crate) fn text(&mut self) -> Option<String> {
+    pub(crate) fn text(&mut self) -> Option<&'b str> {
         let len = self.len()?;
         let (text, rest) = self.0.split_at_checked(len)?;
         self.0 = rest;
-        std::str::from_utf8(text).ok().map(str::to_owned)
+        std::str::from_utf8(text).ok()
     }
 
     fn list<T>(&mut self, one: impl Fn(&mut Self) -> Option<T>) -> Option<Vec<T>> {
@@ -196,11 +231,11 @@ impl Decoder<'_> {
         (0..self.len()?).map(|_| one(self)).collect()
     }
 
-    fn texts(&mut self) -> Option<Vec<String>> {
-        self.list(Self::text)
+    fn texts<T: From<&'b str>>(&mut self) -> Option<Vec<T>> {
+        self.list(|from| Some(from.text()?.into()))
     }
 
-    fn pairs(&mut self) -> Option<Vec<(String, String)>> {
-        self.list(|from| Some((from.text()?, from.text()?)))
+    fn pairs<T: From<&'b str>>(&mut self) -> Option<Vec<(T, T)>> {
+        self.list(|from| Some((from.text()?.into(), from.text()?.into())))
     }
 }

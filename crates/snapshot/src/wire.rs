@@ -136,7 +136,7 @@ impl Report {
     }
 
     fn decode(from: &mut Decoder<'_>) -> Option<Self> {
-        let (prefix, reason) = (from.text()?, from.text()?);
+        let (prefix, reason) = (from.text()?.to_owned(), from.text()?.to_owned());
         let (requests, at) = (u64::from_le_bytes(from.array()?), i64::from_le_bytes(from.array()?));
         Some(Self { prefix, reason, requests, at })
     }

@@ -179,8 +179,9 @@ impl<M: Memory> Writer<M> {
     }
 
     fn is_about(&self, place: u32, prefix: &[u8]) -> bool {
-        let proven = record(self.memory.words(), &self.key, place).and_then(|bytes| Proven::decode(&bytes));
-        proven.is_some_and(|proven| proven.prefix.as_bytes() == prefix)
+        let mut bytes = Vec::new();
+        let is_whole = record(self.memory.words(), &self.key, place, &mut bytes).is_some();
+        is_whole && Proven::is_about(&bytes, prefix)
     }
 
     fn free_slot(&mut self, prefix: &[u8]) -> Result<usize, Full> {

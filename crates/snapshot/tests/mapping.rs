@@ -17,7 +17,7 @@ fn another_mapping_sees_what_is_written_and_cannot_change_it() {
     let mut writer = Writer::new(create(), key.clone(), 4, &Settings::default(), 1_000).unwrap();
     let file = writer.memory().file().try_clone_to_owned().unwrap();
     let reader = Reader::new(Mapping::open(file).unwrap(), key).unwrap();
-    assert_eq!(reader.find(5, b"llmk_a"), Found::Doubt);
+    assert_eq!(reader.find(5, b"llmk_a", &mut Vec::new()), Found::Doubt);
     writer
         .change(|change| {
             change.open(true);
@@ -25,15 +25,15 @@ fn another_mapping_sees_what_is_written_and_cannot_change_it() {
         })
         .unwrap();
     writer.beat(5, None);
-    assert_eq!(reader.find(5, b"llmk_a"), Found::Known);
-    assert_eq!(reader.find(5, b"llmk_b"), Found::Absent);
+    assert_eq!(reader.find(5, b"llmk_a", &mut Vec::new()), Found::Known);
+    assert_eq!(reader.find(5, b"llmk_b", &mut Vec::new()), Found::Absent);
     let file = writer.memory().file();
     assert_eq!(rustix::fs::ftruncate(file, 0), Err(Errno::PERM));
     assert_eq!(rustix::fs::ftruncate(file, 1 << 20), Err(Errno::PERM));
     assert_eq!(rustix::io::pwrite(file, b"x", 0), Err(Errno::PERM));
     assert_eq!(rustix::fs::fcntl_add_seals(file, SealFlags::WRITE), Err(Errno::PERM));
     drop(writer);
-    assert_eq!(reader.find(5, b"llmk_a"), Found::Known, "the memory outlives its writer");
+    assert_eq!(reader.find(5, b"llmk_a", &mut Vec::new()), Found::Known, "the memory outlives its writer");
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn readers_never_see_a_half_made_change() {
             let (reader, done) = (Arc::clone(&reader), Arc::clone(&done));
             scope.spawn(move || {
                 while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                    match reader.find(5, b"llmk_a") {
+                    match reader.find(5, b"llmk_a", &mut Vec::new()) {
                         Found::Proven(found) => assert_eq!(found.key_id, [u8::from(found.revoked); 16]),
                         Found::Doubt => {}
                         other => panic!("{other:?}"),

@@ -147,7 +147,7 @@ struct Stream(Envoy);
 
 impl Exchange for Stream {
     fn values(&self, name: &str) -> Vec<Vec<u8>> {
-        let (mut values, mut index) = (Vec::new(), 0);
+        let mut values = Vec::new();
         loop {
             let (mut value, mut count) = (Buffer::NONE, 0_usize);
             // SAFETY: Envoy's own pointer, within its hook; the name is read before the call returns, and the two
@@ -158,16 +158,18 @@ impl Exchange for Stream {
                     REQUEST_HEADER,
                     Buffer::of(name.as_bytes()),
                     &raw mut value,
-                    index,
+                    values.len(),
                     &raw mut count,
                 )
             };
-            if !found || index >= count {
+            if !found {
                 return values;
             }
             // SAFETY: Envoy's text is valid until the headers change, which they do not before this copy is made.
             values.push(unsafe { value.copied() });
-            index += 1;
+            if values.len() >= count {
+                return values;
+            }
         }
     }
 

@@ -101,8 +101,9 @@ fn judge_and_apply(filter: &Filter, exchange: &mut dyn Exchange) -> FilterAction
         return leave(filter, exchange, "checks");
     }
     let clock = SystemClock;
-    let judgement = match filter.published.load().as_deref() {
-        Some(published) => published.judge(exchange, &clock),
+    let (published, mut bytes) = (filter.published.load(), Vec::new());
+    let judgement = match published.as_deref() {
+        Some(published) => published.judge(exchange, &clock, &mut bytes),
         None => Judgement::Ask,
     };
     match judgement {
@@ -121,7 +122,7 @@ fn judge_and_apply(filter: &Filter, exchange: &mut dyn Exchange) -> FilterAction
                 return ask(filter, exchange);
             }
             write_metadata(exchange, "allow", "ok", id.as_str(), &proven.metadata);
-            filter.reports.add(&proven.prefix, "ok", clock.now());
+            filter.reports.add(proven.prefix, "ok", clock.now());
             exchange.count(filter.counters.allowed);
             if filter.clears_route_cache {
                 exchange.clear_route_cache();
@@ -131,15 +132,14 @@ fn judge_and_apply(filter: &Filter, exchange: &mut dyn Exchange) -> FilterAction
         }
         Judgement::Deny(answer, proven) => {
             let id = Id::new(clock.now());
-            let none = Vec::new();
-            let metadata = proven.as_ref().map_or(&none, |proven| &proven.metadata);
+            let metadata = proven.as_ref().map_or(&[][..], |proven| &proven.metadata);
             write_metadata(exchange, "deny", &answer.reason, id.as_str(), metadata);
             let headers: Vec<_> = answer
                 .headers
                 .iter()
                 .map(|(name, value)| (name.as_str(), if value.is_empty() { id.as_str() } else { value }))
                 .collect();
-            let prefix = proven.as_ref().map_or("", |proven| &proven.prefix);
+            let prefix = proven.as_ref().map_or("", |proven| proven.prefix);
             filter.reports.add(prefix, &answer.reason, clock.now());
             exchange.count(filter.counters.denied);
             exchange.respond(answer.status, &headers, &answer.body, REFUSED);
@@ -175,11 +175,10 @@ fn write_metadata(
     decision: &str,
     reason: &str,
     id: &str,
-    metadata: &[(String, String)],
+    metadata: &[(&str, &str)],
 ) {
-    let mut fields = vec![("decision", decision), ("decision_id", id), ("reason", reason), ("via", "module")];
-    fields.extend(metadata.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-    exchange.set_metadata(NAMESPACE, &fields);
+    let own = [("decision", decision), ("decision_id", id), ("reason", reason), ("via", "module")];
+    exchange.set_metadata(NAMESPACE, &[&own, metadata].concat());
 }
 
 /// Returns the id of a decision: a `UUIDv7` (RFC 9562 §5.7), as text.

@@ -27,13 +27,13 @@ pub(crate) struct Published<M> {
 
 /// A judgement.
 #[derive(Debug)]
-pub(crate) enum Judgement {
+pub(crate) enum Judgement<'b> {
     /// The module must ask the server.
     Ask,
     /// The request passes as this key.
-    Allow(Box<Proven>),
+    Allow(Box<Proven<&'b str>>),
     /// The request is rejected. The key is present if it was proven.
-    Deny(Answer, Option<Box<Proven>>),
+    Deny(&'b Answer, Option<Box<Proven<&'b str>>>),
 }
 
 impl<M: Memory> Published<M> {
@@ -48,8 +48,13 @@ impl<M: Memory> Published<M> {
         Some(Self { reader, options, answers })
     }
 
-    /// Judges a request.
-    pub(crate) fn judge(&self, exchange: &dyn Exchange, clock: &dyn Clock) -> Judgement {
+    /// Judges a request. The record of its key is copied into `bytes`.
+    pub(crate) fn judge<'b>(
+        &'b self,
+        exchange: &dyn Exchange,
+        clock: &dyn Clock,
+        bytes: &'b mut Vec<u8>,
+    ) -> Judgement<'b> {
         let [methods, paths] = [":method", ":path"].map(|name| exchange.values(name));
         let ([method], [path]) = (&methods[..], &paths[..]) else { return Judgement::Ask };
         let keys = exchange.values(&self.options.key_header);
@@ -70,7 +75,7 @@ impl<M: Memory> Published<M> {
         let uptime_ms = u64::try_from(uptime.as_millis()).unwrap_or(0);
         let proven = match request.credential {
             Credential::Presented(presented) => {
-                match self.reader.find(uptime_ms, presented.prefix().as_bytes()) {
+                match self.reader.find(uptime_ms, presented.prefix().as_bytes(), bytes) {
                     snapshot::Found::Absent => None,
                     // The server judges another secret than the proven one, because it limits guessing.
                     snapshot::Found::Proven(proven) if self.reader.is_of(&proven, presented.expose()) => {
@@ -96,11 +101,11 @@ impl<M: Memory> Published<M> {
             }),
             now: database.map_or(clock.now(), |database| database.max(clock.now())),
         };
-        match (decide(&facts), proven.clone()) {
+        match (decide(&facts), proven) {
             (Some(Decision::Allow(Grant::Tenant(..))), Some(proven)) => Judgement::Allow(proven),
             (Some(Decision::Deny(denial)), proven) if denial.identity.is_some() == proven.is_some() => {
                 let answer = self.answers.iter().find(|answer| answer.reason == denial.reason.as_str());
-                answer.map_or(Judgement::Ask, |answer| Judgement::Deny(answer.clone(), proven))
+                answer.map_or(Judgement::Ask, |answer| Judgement::Deny(answer, proven))
             }
             _ => Judgement::Ask,
         }
@@ -109,12 +114,12 @@ impl<M: Memory> Published<M> {
 
 /// Returns the rows of a published key. Only valid rows are published, so the fields that are not judged get any valid
 /// value.
-fn rows(proven: &Proven) -> (KeyRecord, Tenant) {
+fn rows(proven: &Proven<&str>) -> (KeyRecord, Tenant) {
     let tenant_id = TenantId(Uuid::from_bytes(proven.tenant_id));
     let key = KeyRecord {
         id: KeyId(Uuid::from_bytes(proven.key_id)),
         tenant_id,
-        prefix: proven.prefix.as_str().into(),
+        prefix: proven.prefix.into(),
         hash: None,
         expires_at: Some(Timestamp(proven.expires_at)).filter(|at| at.0 != i64::MAX).into(),
         not_before: Timestamp(proven.not_before),
@@ -125,7 +130,7 @@ fn rows(proven: &Proven) -> (KeyRecord, Tenant) {
         id: tenant_id,
         name: "t".to_owned(),
         schema: "t".to_owned(),
-        status: TenantStatus::parse(&proven.tenant_status),
+        status: TenantStatus::parse(proven.tenant_status),
         mode: None,
         created_at: Timestamp::MIN,
         plan: None,
@@ -211,13 +216,13 @@ mod tests {
         if !headers.iter().any(|header| header.0 == ":method") {
             all.extend([(":method", "GET"), (":path", "/v1")]);
         }
-        match published.judge(&Headers(all), &clock) {
+        match published.judge(&Headers(all), &clock, &mut Vec::new()) {
             Judgement::Ask => "ask".into(),
             Judgement::Allow(found) => {
-                assert_eq!(*found, *row);
+                assert_eq!(*found, row.borrowed());
                 "ok".into()
             }
-            Judgement::Deny(answer, _) => answer.reason,
+            Judgement::Deny(answer, _) => answer.reason.clone(),
         }
     }
 

@@ -91,9 +91,9 @@ fuzz_target!(init: seeds::plant("mapping"), |bytes: &[u8]| {
             assert_eq!(found, settings(), "settings that nobody wrote");
         }
         for (prefix, revoked) in [("llmk_live", false), ("llmk_gone", true), ("llmk_cold", false), ("llmk_none", false)] {
-            if let Found::Proven(found) = reader.find(NOW, prefix.as_bytes()) {
+            if let Found::Proven(found) = reader.find(NOW, prefix.as_bytes(), &mut Vec::new()) {
                 assert!(sound && ["llmk_live", "llmk_gone"].contains(&prefix), "{prefix}: a record that nobody wrote");
-                assert_eq!(*found, proven(prefix, revoked), "what is not true any more");
+                assert_eq!(*found, proven(prefix, revoked).borrowed(), "what is not true any more");
                 assert!(reader.is_of(&found, prefix.as_bytes()) && !reader.is_of(&found, b"other"));
             }
         }

@@ -38,6 +38,24 @@ pub(crate) const LIMITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/plai
 /// The same with certificates on both sides.
 pub(crate) const MTLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/plain/mtls.yaml");
 
+/// The retries of a Check in these files.
+pub(crate) const RETRIES: &str = "                retry_policy:
+                  retry_on: connect-failure,refused-stream,reset,unavailable
+                  num_retries: 2
+                  retry_back_off: {base_interval: 0.01s, max_interval: 2s}
+                  retry_host_predicate:
+                  - name: envoy.retry_host_predicates.previous_hosts
+                    typed_config:
+                      \"@type\": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate
+                  host_selection_retry_max_attempts: 5
+";
+
+/// Returns the same policy for the `HttpProtocolOptions` of a cluster.
+pub(crate) fn retries_of_cluster() -> String {
+    let line = |line: &str| format!("{}\n", line.strip_prefix("        ").expect("indented"));
+    RETRIES.lines().map(line).collect()
+}
+
 static MISSING: Once = Once::new();
 
 /// The Envoy of this machine; `None` with a message if there is none.
@@ -94,6 +112,14 @@ impl Plan {
         assert_eq!(self.text.matches(from).count(), 1, "`{from}` must occur exactly once in the file");
         self.text = self.text.replacen(from, to, 1);
         self
+    }
+
+    /// Moves the retries of a Check from the filter to its cluster, where a skipped filter does not cost them.
+    #[track_caller]
+    pub(crate) fn retrying_in_cluster(self) -> Self {
+        const NEXT: &str =
+            "            max_outbound_control_frames: 100000\n            max_outbound_frames: 200000\n";
+        self.with(RETRIES, "").with(NEXT, &format!("{NEXT}{}", retries_of_cluster()))
     }
 
     /// Uses tenantgate at `127.0.0.1:port`.
