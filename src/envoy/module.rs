@@ -44,7 +44,7 @@ pub(super) fn examine(manager: &Value, routes: &[&Value]) -> Vec<Finding> {
     let name = text(filters[ours], "/name").unwrap_or_default();
     vec![
         skipped(check, ours < asked),
-        mark(manager, check),
+        mark(manager, check, routes),
         route_cache(module_config(module), check),
         context(module_config(module), check, routes, name),
         exempt(routes, name),
@@ -88,17 +88,12 @@ fn skipped(check: &Value, behind: bool) -> Finding {
 }
 
 /// Checks that no other filter writes the mark.
-fn mark(manager: &Value, check: &Value) -> Finding {
+fn mark(manager: &Value, check: &Value, routes: &[&Value]) -> Finding {
     const CHECK: &str = "envoy.module_mark";
-    let mut others = 0;
-    for_each_object(manager, &mut |object| {
-        let values = object.as_object().into_iter().flatten().map(|(_, value)| value);
-        let named = values.filter(|value| value.as_str() == Some(NAMESPACE)).count();
-        let keys = object.as_object().is_some_and(|fields| fields.contains_key(NAMESPACE));
-        if *object != check["filter_enabled_metadata"] {
-            others += named + usize::from(keys);
-        }
-    });
+    // Routes of a discovery service are not in the connection manager.
+    let elsewhere = routes.iter().filter(|_| manager.get("route_config").is_none());
+    let all = elsewhere.copied().chain([manager]);
+    let others: usize = all.map(|value| naming(value, &check["filter_enabled_metadata"])).sum();
     if others == 0 {
         Finding::ok(CHECK, "no other filter names the metadata of the module")
     } else {
@@ -106,6 +101,22 @@ fn mark(manager: &Value, check: &Value) -> Finding {
             "{others} other settings name the metadata {NAMESPACE}: a filter that writes it lets requests pass"
         );
         Finding::bad(CHECK, what, "use another namespace there")
+    }
+}
+
+/// Returns how many texts in a configuration contain the namespace, except in `own` and where it is only read. A text may
+/// be a program, such as that of the Lua filter.
+fn naming(value: &Value, own: &Value) -> usize {
+    let names = |text: &str| text.replace("DYNAMIC_METADATA(envoy.tenantgate", "").contains(NAMESPACE);
+    match value {
+        Value::String(text) => usize::from(names(text)),
+        Value::Array(items) => items.iter().map(|item| naming(item, own)).sum(),
+        Value::Object(fields) if value != own => fields
+            .iter()
+            .filter(|(name, _)| *name != "metadata_context_namespaces")
+            .map(|(name, value)| usize::from(names(name)) + naming(value, own))
+            .sum(),
+        _ => 0,
     }
 }
 
@@ -132,7 +143,9 @@ fn route_cache(settings: &str, check: &Value) -> Finding {
 struct RouteSettings {
     /// Whether the module may decide: `context_extensions=none`, of the most specific configuration.
     module_decides: bool,
-    /// Whether there are `context_extensions` for tenantgate, at any level: Envoy merges them.
+    /// Whether the module is disabled.
+    is_off: bool,
+    /// Whether there are `context_extensions` for tenantgate, at any level: Envoy merges them; or another server.
     has_context: bool,
 }
 
@@ -143,25 +156,28 @@ impl RouteSettings {
             // As it is, or wrapped by a `FilterConfig`, which may also take the module out.
             let statement =
                 text(config, "/filter_config/value").or(text(config, "/config/filter_config/value"));
-            let off = is_true(config, "/disabled");
+            self.is_off = is_true(config, "/disabled");
             self.module_decides =
-                statement.map_or(self.module_decides, |statement| statement == NO_CONTEXT) && !off;
+                statement.map_or(self.module_decides, |statement| statement == NO_CONTEXT) && !self.is_off;
         }
         for check in of_type(filters, "ExtAuthzPerRoute") {
             let context = check.pointer("/check_settings/context_extensions").and_then(Value::as_object);
-            self.has_context |=
-                context.is_some_and(|context| context.keys().any(|key| key.starts_with(PREFIX)));
+            let other_server = check.pointer("/check_settings/grpc_service").is_some();
+            self.has_context |= other_server
+                || context.is_some_and(|context| context.keys().any(|key| key.starts_with(PREFIX)));
         }
         self
     }
 }
 
-/// Counts of routes: on which the module may decide, which have `context_extensions`, and both.
+/// Counts of routes: on which the module may decide, which have `context_extensions`, both, and those that have them where
+/// the module is disabled.
 #[derive(Default)]
 struct RouteCounts {
     may_decide: usize,
     has_context: usize,
     both: usize,
+    off: usize,
 }
 
 impl RouteCounts {
@@ -175,6 +191,7 @@ impl RouteCounts {
                     self.may_decide += usize::from(settings.module_decides);
                     self.has_context += usize::from(settings.has_context);
                     self.both += usize::from(settings.module_decides && settings.has_context);
+                    self.off += usize::from(settings.is_off && settings.has_context);
                 }
                 for (field, value) in fields {
                     if field != "typed_per_filter_config" {
@@ -198,13 +215,13 @@ fn context(settings: &str, check: &Value, routes: &[&Value], name: &str) -> Find
     let module_decides = settings.split_whitespace().any(|word| word == NO_CONTEXT);
     let mut counts = RouteCounts::default();
     for routes in routes {
-        counts.add(routes, name, RouteSettings { module_decides, has_context: false });
+        counts.add(routes, name, RouteSettings { module_decides, ..RouteSettings::default() });
     }
-    let RouteCounts { may_decide, has_context, both } = counts;
+    let RouteCounts { may_decide, has_context, both, off } = counts;
     let named = items(check, "/metadata_context_namespaces").any(|name| name.as_str() == Some(NAMESPACE));
     if both > 0 {
         let what = format!(
-            "{both} routes have context_extensions, and the module may decide there: it allows requests that a check would reject"
+            "{both} routes have context_extensions or their own grpc_service, and the module may decide there: it allows requests that a check would reject"
         );
         Finding::bad(CHECK, what, "give the module context_extensions=some on these routes")
     } else if !module_decides && may_decide == 0 {
@@ -215,6 +232,15 @@ fn context(settings: &str, check: &Value, routes: &[&Value], name: &str) -> Find
             "{has_context} routes have context_extensions, but ext_authz does not send the metadata envoy.tenantgate: serve will disable the module"
         );
         Finding::warn(CHECK, what, "add envoy.tenantgate to metadata_context_namespaces of ext_authz")
+    } else if off > 0 {
+        let what = format!(
+            "{off} routes have context_extensions and the module is disabled there: a Check does not say so, and serve will disable the module everywhere"
+        );
+        Finding::warn(
+            CHECK,
+            what,
+            "give the module context_extensions=some on these routes, instead of disabling it",
+        )
     } else {
         Finding::ok(CHECK, "the module decides on no route that has context_extensions")
     }
@@ -243,5 +269,34 @@ fn exempt(routes: &[&Value], name: &str) -> Finding {
             "ext_authz is disabled on {differ} routes, and the module is not: it rejects requests without a key there"
         );
         Finding::warn(CHECK, what, "disable the module there, too")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::diagnostics::Level;
+
+    #[test]
+    fn a_mark_is_found_in_routes_in_lists_and_in_programs_but_not_where_it_is_read() {
+        let enabled = json!({"filter": NAMESPACE, "path": [{"key": "decided"}]});
+        let check = json!({"filter_enabled_metadata": enabled, "metadata_context_namespaces": [NAMESPACE]});
+        let read = "%DYNAMIC_METADATA(envoy.tenantgate:decided)%";
+        let manager = |more: Value| json!({"http_filters": [check, more], "access_log": [{"format": read}]});
+        let lua = json!({"inline_string": "h:streamInfo():dynamicMetadata():set(\"envoy.tenantgate\", \"decided\", true)"});
+        let list = json!({"receiving_namespaces": {"untyped": [NAMESPACE]}});
+        let route =
+            json!({"typed_per_filter_config": {"x": {"metadata": [{"metadata_namespace": NAMESPACE}]}}});
+        for (manager, routes, expected) in [
+            (manager(json!(null)), json!({}), Level::Ok),
+            (manager(lua), json!({}), Level::Bad),
+            (manager(list), json!({}), Level::Bad),
+            (manager(json!(null)), route, Level::Bad),
+        ] {
+            let found = mark(&manager, &check, &[&routes]);
+            assert_eq!(found.level, expected, "{manager} {routes}");
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
@@ -23,8 +24,11 @@ use crate::publisher::{Publisher, Render, Rendered};
 use crate::rate_limited_log::RateLimitedLog;
 use crate::tenant::Mode;
 
-/// The maximum number of connected modules. An Envoy has one, and a second one while it restarts.
-const MOST_MODULES: usize = 64;
+/// The maximum number of connected modules. Each configured filter of an Envoy is one, twice while Envoy restarts.
+const MOST_MODULES: usize = 256;
+
+/// The pause after a failure to accept: without a file descriptor, accepting fails until another one is closed.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The size of the read buffer, in bytes.
 const CHUNK: usize = 1 << 16;
@@ -86,24 +90,39 @@ impl ModuleListener {
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) if self.admits(&stream) && modules.len() < MOST_MODULES => {
+                    Ok((stream, _)) if self.admits(&stream, modules.len()) => {
                         modules.spawn(serve(self.publisher.clone(), stream));
                     }
                     Ok(_) => {}
-                    Err(error) => warn!(%error, "a module cannot be served"),
+                    Err(error) => {
+                        self.log.write(|left_out| {
+                            warn!(%error, left_out, "a module could not be accepted: raise the limit of open files");
+                        });
+                        tokio::time::sleep(PAUSE).await;
+                    }
                 },
                 Some(_) = modules.join_next() => {}
             }
         }
     }
 
-    fn admits(&self, stream: &UnixStream) -> bool {
+    fn admits(&self, stream: &UnixStream, connected: usize) -> bool {
+        if connected >= MOST_MODULES {
+            self.log.write(|left_out| {
+                warn!(
+                    connected,
+                    left_out,
+                    "a module is refused, so Checks decide there: configure it once per listener, in fewer listeners"
+                );
+            });
+            return false;
+        }
         let uid = stream.peer_cred().map(|peer| peer.uid());
         let admitted = uid.as_ref().is_ok_and(|uid| self.peers.contains(uid));
         if !admitted {
             let uid = uid.ok();
-            self.log.write(|_| {
-                warn!(uid, "a module of another user is refused: allow it by --unix-peer-uid");
+            self.log.write(|left_out| {
+                warn!(uid, left_out, "a module of another user is refused: allow it by --unix-peer-uid");
             });
         }
         admitted
@@ -154,7 +173,6 @@ mod tests {
     use std::io::Read as _;
     use std::os::unix::net::UnixStream as Client;
     use std::path::PathBuf;
-    use std::time::Duration;
 
     use tenantgate_snapshot::{Found, Hello, Mapping, Reader, Report};
     use tokio::task::{JoinHandle, spawn_blocking};

@@ -19,6 +19,9 @@ pub enum Found<'b> {
     Doubt,
 }
 
+/// The most slots that a search reads, so that no table can hold up a request.
+const MOST_STEPS: u64 = 4_096;
+
 /// The state of a prefix in the table.
 enum State {
     Absent,
@@ -63,6 +66,13 @@ impl<M: Memory> Reader<M> {
         self.begin(uptime_ms).is_some()
     }
 
+    /// Returns the last heartbeat: the uptime of the machine then, in milliseconds, as the writer's clock has it; 0 before
+    /// the first.
+    #[must_use]
+    pub fn heartbeat(&self) -> u64 {
+        self.head(header::HEARTBEAT).load(Ordering::Acquire)
+    }
+
     /// Returns the clock of the database minus the uptime of the machine, in microseconds; `None` if it is unknown.
     #[must_use]
     pub fn database_clock(&self) -> Option<i64> {
@@ -95,7 +105,7 @@ impl<M: Memory> Reader<M> {
     /// Returns the sequence number; `None` if there can be no answer now.
     fn begin(&self, uptime_ms: u64) -> Option<u64> {
         // The heartbeat is read before the rows, so that the rows are at least as new.
-        let beat = self.head(header::HEARTBEAT).load(Ordering::Acquire);
+        let beat = self.heartbeat();
         let fresh = self.head(header::FRESH).load(Ordering::Relaxed).min(FRESH_MS);
         // A heartbeat in the future is not from the clock of this machine.
         let alive = beat != 0 && uptime_ms.checked_sub(beat).is_some_and(|age| age <= fresh);
@@ -113,7 +123,7 @@ impl<M: Memory> Reader<M> {
     /// Searches for a prefix; `None` if the memory is damaged. The record of a proven key is copied into `bytes`.
     fn search(&self, prefix: &[u8], bytes: &mut Vec<u8>) -> Option<State> {
         let (first, fingerprint) = self.key.place(prefix);
-        for step in 0..=self.mask {
+        for step in 0..=self.mask.min(MOST_STEPS) {
             let at = usize::try_from(first.wrapping_add(step) & self.mask).ok()?;
             match self.word(header::LEN + at)?.load(Ordering::Acquire) {
                 0 => return Some(State::Absent),
@@ -129,7 +139,7 @@ impl<M: Memory> Reader<M> {
                 }
             }
         }
-        // The writer always leaves an empty slot, so this table is damaged.
+        // The writer always leaves an empty slot, so this table is damaged, or too full to be searched.
         None
     }
 

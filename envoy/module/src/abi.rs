@@ -27,6 +27,19 @@ struct Buffer {
 impl Buffer {
     const NONE: Self = Self { start: ptr::null(), len: 0 };
 
+    /// Returns the bytes.
+    ///
+    /// # Safety
+    ///
+    /// The pointer is null, or valid for its length as long as the result is used.
+    unsafe fn bytes<'b>(self) -> &'b [u8] {
+        if self.start.is_null() {
+            return &[];
+        }
+        // SAFETY: the caller guarantees it.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+
     fn of(text: &[u8]) -> Self {
         Self { start: text.as_ptr(), len: text.len() }
     }
@@ -37,16 +50,14 @@ impl Buffer {
     ///
     /// The pointer is null, or valid for its length.
     unsafe fn copied(self) -> Vec<u8> {
-        if self.start.is_null() {
-            return Vec::new();
-        }
         // SAFETY: the caller guarantees it.
-        unsafe { std::slice::from_raw_parts(self.start, self.len) }.to_vec()
+        unsafe { self.bytes() }.to_vec()
     }
 }
 
 /// A header, or a field of metadata.
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct Pair {
     name: Buffer,
     value: Buffer,
@@ -66,6 +77,8 @@ type Ours = *const c_void;
 
 unsafe extern "C" {
     fn envoy_dynamic_module_callback_is_validation_mode() -> bool;
+    fn envoy_dynamic_module_callback_http_get_headers_size(stream: Envoy, kind: u32) -> usize;
+    fn envoy_dynamic_module_callback_http_get_headers(stream: Envoy, kind: u32, headers: *mut Pair) -> bool;
     fn envoy_dynamic_module_callback_http_get_header(
         stream: Envoy,
         kind: u32,
@@ -142,10 +155,28 @@ pub(crate) fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     result
 }
 
-/// A request during one hook.
-struct Stream(Envoy);
+/// A request during one hook, and whether its headers end it.
+struct Stream(Envoy, bool);
 
 impl Exchange for Stream {
+    fn each_header(&self, each: &mut dyn FnMut(&[u8], &[u8])) {
+        // SAFETY: Envoy's own pointer, within its hook.
+        let count = unsafe { envoy_dynamic_module_callback_http_get_headers_size(self.0, REQUEST_HEADER) };
+        let mut headers = vec![Pair { name: Buffer::NONE, value: Buffer::NONE }; count];
+        // SAFETY: as above; Envoy writes as many headers as it has just counted.
+        let found = unsafe {
+            envoy_dynamic_module_callback_http_get_headers(self.0, REQUEST_HEADER, headers.as_mut_ptr())
+        };
+        for header in headers.into_iter().filter(|_| found) {
+            // SAFETY: Envoy's texts are valid until the headers change, and `each` cannot change them.
+            unsafe { each(header.name.bytes(), header.value.bytes()) };
+        }
+    }
+
+    fn has_body(&self) -> bool {
+        !self.1
+    }
+
     fn values(&self, name: &str) -> Vec<Vec<u8>> {
         let mut values = Vec::new();
         loop {
@@ -323,11 +354,11 @@ extern "C" fn envoy_dynamic_module_on_http_filter_new(config: Ours, _stream: Env
 extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
     stream: Envoy,
     filter: Ours,
-    _end: bool,
+    end: bool,
 ) -> u32 {
     // SAFETY: the pointer is from `config_new`, and Envoy destroys it after the last filter of this configuration.
     let filter = unsafe { &*filter.cast::<Filter>() };
-    let mut stream = Stream(stream);
+    let mut stream = Stream(stream, end);
     match decide(filter, &mut stream) {
         FilterAction::Ask | FilterAction::Allowed => CONTINUE,
         FilterAction::Denied => STOP,

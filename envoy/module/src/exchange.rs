@@ -2,6 +2,13 @@
 
 /// A request with complete headers.
 pub(crate) trait Exchange {
+    /// Calls `each` with the name and the value of each line of the request's headers. Names have small letters, and
+    /// include those of HTTP/2 that begin with a colon.
+    fn each_header(&self, each: &mut dyn FnMut(&[u8], &[u8]));
+
+    /// Returns whether more of the request follows its headers.
+    fn has_body(&self) -> bool;
+
     /// Returns the values of a request header, one for each line.
     fn values(&self, name: &str) -> Vec<Vec<u8>>;
 

@@ -108,8 +108,9 @@ fn judge_and_apply(filter: &Filter, exchange: &mut dyn Exchange) -> FilterAction
     };
     match judgement {
         Judgement::Ask => ask(filter, exchange),
-        // A module cannot choose the gRPC status, so Envoy would report success to the client.
-        Judgement::Deny(..) if is_grpc(exchange) => ask(filter, exchange),
+        // A module cannot choose the gRPC status, so Envoy would report success to the client. And where the body has not
+        // arrived yet, Envoy would close a connection of HTTP/1.1, which it keeps after a Check.
+        Judgement::Deny(..) if is_grpc(exchange) || exchange.has_body() => ask(filter, exchange),
         Judgement::Allow(proven) => {
             let id = Id::new(clock.now());
             let set = proven.set.iter().all(|(name, value)| exchange.set_header(name, Some(value)));
@@ -200,7 +201,7 @@ impl Id {
 
 /// The clocks of the operating system, which are also those of the server.
 #[derive(Clone, Copy, Debug)]
-struct SystemClock;
+pub(crate) struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
@@ -227,6 +228,10 @@ mod tests {
     }
 
     impl Exchange for Broken {
+        fn each_header(&self, _: &mut dyn FnMut(&[u8], &[u8])) {}
+        fn has_body(&self) -> bool {
+            false
+        }
         fn values(&self, _: &str) -> Vec<Vec<u8>> {
             Vec::new()
         }

@@ -17,6 +17,12 @@ use uuid::Uuid;
 
 use crate::exchange::Exchange;
 
+/// The most header lines, and bytes of them, of a request that the module judges: half of Envoy's defaults. Where a
+/// request and the headers of its tenant exceed Envoy's limits together, `ext_authz` rejects it, and a module cannot read
+/// these limits.
+const MOST_LINES: usize = 50;
+const MOST_BYTES: usize = 30 * 1_024;
+
 /// The memory that a server has published.
 #[derive(Debug)]
 pub(crate) struct Published<M> {
@@ -48,6 +54,14 @@ impl<M: Memory> Published<M> {
         Some(Self { reader, options, answers })
     }
 
+    /// Returns whether the server has the clock of this process. A heartbeat from the future would be trusted for longer
+    /// than a second, as soon as that time comes; another time namespace (`time_namespaces(7)`) makes one.
+    pub(crate) fn has_our_clock(&self, clock: &dyn Clock) -> bool {
+        // Read first: the heartbeat of this clock cannot be later.
+        let beat = self.reader.heartbeat();
+        u128::from(beat) <= clock.uptime().as_millis()
+    }
+
     /// Judges a request. The record of its key is copied into `bytes`.
     pub(crate) fn judge<'b>(
         &'b self,
@@ -55,10 +69,23 @@ impl<M: Memory> Published<M> {
         clock: &dyn Clock,
         bytes: &'b mut Vec<u8>,
     ) -> Judgement<'b> {
-        let [methods, paths] = [":method", ":path"].map(|name| exchange.values(name));
+        let [mut methods, mut paths, mut keys, mut bearers] = [const { Vec::new() }; 4];
+        let (mut lines, mut size) = (0, 0);
+        exchange.each_header(&mut |name, value| {
+            (lines, size) = (lines + 1, size + name.len() + value.len());
+            let values = match name {
+                b":method" => &mut methods,
+                b":path" => &mut paths,
+                _ if name == self.options.key_header.as_bytes() => &mut keys,
+                _ if self.options.accept_bearer && name == AUTHORIZATION.as_bytes() => &mut bearers,
+                _ => return,
+            };
+            values.push(value.to_vec());
+        });
         let ([method], [path]) = (&methods[..], &paths[..]) else { return Judgement::Ask };
-        let keys = exchange.values(&self.options.key_header);
-        let bearers = if self.options.accept_bearer { exchange.values(AUTHORIZATION) } else { Vec::new() };
+        if lines > MOST_LINES || size > MOST_BYTES {
+            return Judgement::Ask;
+        }
         let mut reader = RequestReader::new(&self.options);
         for (name, values) in [(self.options.key_header.as_str(), &keys), (AUTHORIZATION, &bearers)] {
             for value in values {
@@ -154,6 +181,12 @@ mod tests {
     struct Headers(Vec<(&'static str, &'static str)>);
 
     impl Exchange for Headers {
+        fn each_header(&self, each: &mut dyn FnMut(&[u8], &[u8])) {
+            self.0.iter().for_each(|(name, value)| each(name.as_bytes(), value.as_bytes()));
+        }
+        fn has_body(&self) -> bool {
+            false
+        }
         fn values(&self, name: &str) -> Vec<Vec<u8>> {
             let ours = self.0.iter().filter(|header| header.0 == name);
             ours.map(|header| header.1.as_bytes().to_vec()).collect()
@@ -250,6 +283,34 @@ mod tests {
             (&[(":method", "CONNECT"), key[0]], "ask"),
         ] {
             assert_eq!(judged(&proven(), None, headers), expected, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_near_the_limits_of_envoy_is_left_to_the_server() {
+        let long: &'static str = "v".repeat(MOST_BYTES).leak();
+        for (more, expected) in [
+            (vec![("x-more", "v"); MOST_LINES - 3], "ok"),
+            (vec![("x-more", "v"); MOST_LINES - 2], "ask"),
+            (vec![("x-more", &long[..MOST_BYTES - 200])], "ok"),
+            (vec![("x-more", long)], "ask"),
+        ] {
+            let headers = [&[("x-key", KEY)], &more[..]].concat();
+            assert_eq!(judged(&proven(), None, &headers), expected, "{} headers", headers.len());
+        }
+    }
+
+    #[test]
+    fn a_server_with_another_clock_is_not_trusted() {
+        let clock = ManualClock::at(Timestamp(1_000_000));
+        clock.advance(Duration::from_secs(9));
+        for (beat, expected) in [(0, true), (8_000, true), (9_000, true), (9_001, false), (14_000, false)] {
+            let memory: Arc<[AtomicU64]> = (0..words_for(3, 300)).map(|_| AtomicU64::new(0)).collect();
+            let key = MemoryKey::from([1; 32]);
+            let writer = Writer::new(Arc::clone(&memory), key.clone(), 3, &settings(), 1_000).unwrap();
+            writer.beat(beat, None);
+            let published = Published::new(snapshot::Reader::new(memory, key).unwrap()).unwrap();
+            assert_eq!(published.has_our_clock(&clock), expected, "{beat}");
         }
     }
 

@@ -15,7 +15,7 @@ use tenantgate_snapshot::{Hello, Mapping, Reader, Report};
 
 use crate::abi::without_signals;
 use crate::exchange::ContextPolicy;
-
+use crate::filter::SystemClock;
 use crate::judge::Published;
 use crate::reports::Reports;
 
@@ -132,11 +132,22 @@ impl Worker {
             match Hello::receive(&socket) {
                 Ok((hello, file)) => {
                     let reader = Reader::new(Mapping::open(file)?, hello.key);
-                    let published = reader.and_then(Published::new);
-                    self.published.store(Some(Arc::new(published.ok_or(io::ErrorKind::InvalidData)?)));
+                    let published = reader.and_then(Published::new).ok_or(io::ErrorKind::InvalidData)?;
+                    if !published.has_our_clock(&SystemClock) {
+                        return Err(io::ErrorKind::InvalidData.into());
+                    }
+                    self.published.store(Some(Arc::new(published)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
+            }
+            if self
+                .published
+                .load()
+                .as_deref()
+                .is_some_and(|published| !published.has_our_clock(&SystemClock))
+            {
+                return Err(io::ErrorKind::InvalidData.into());
             }
             let batch: Vec<Report> = self.reports.take();
             if !batch.is_empty() {
