@@ -104,8 +104,9 @@ fn ways(key: &str) -> Vec<Way> {
         way("tenantgate, Unix, all headers", ext_authz("tenantgate_unix", false), Some(1)),
         way("tenantgate, Unix, allowed_headers", ext_authz("tenantgate_unix", true), Some(1)),
         way("tenantgate, Unix, as in envoy.yaml", as_users_have_it("tenantgate_unix"), Some(1)),
+        way("the same, retried by the cluster", retried_by_cluster("tenantgate_retried"), Some(1)),
         // The first one proves the key for both.
-        way("module, the Check of envoy.yaml skipped", [MODULE, &skipped()].concat(), Some(2)),
+        way("module, the Check skipped", [MODULE, &skipped()].concat(), Some(2)),
         way("module", MODULE.trim_end().to_owned(), Some(2)),
     ]
 }
@@ -160,10 +161,18 @@ const MODULE: &str = r#"          - name: tenantgate
                 value: "unix:PUBLISH context_extensions=none clear_route_cache=false"
 "#;
 
-/// The filter of `envoy/envoy.yaml`, skipped if the module has decided.
+/// The same filter without retries, which a cluster can do.
+fn retried_by_cluster(cluster: &str) -> Filter {
+    let filter = as_users_have_it(cluster);
+    let retries = envoy::RETRIES.replace(": 2s", &format!(": {TIMEOUT}"));
+    assert_eq!(filter.matches(&retries).count(), 1);
+    filter.replace(&retries, "")
+}
+
+/// The filter that the guide of the module advises, skipped if the module has decided.
 fn skipped() -> Filter {
     let version = "              transport_api_version: V3\n";
-    let filter = as_users_have_it("tenantgate_publishing");
+    let filter = retried_by_cluster("tenantgate_publishing");
     assert_eq!(filter.matches(version).count(), 1);
     let enabled = "              filter_enabled_metadata: {filter: envoy.tenantgate, path: [{key: decided}], value: {bool_match: true}, invert: true}\n";
     filter.replace(version, &[version, enabled].concat())
@@ -175,16 +184,17 @@ fn filters(ways: &[Way], services: &[Running; 3]) -> Vec<Filter> {
     ways.iter().map(|way| way.filter.replace("PUBLISH", &socket)).collect()
 }
 
-fn clusters(services: &[Running; 3]) -> [Cluster<'_>; 4] {
+fn clusters(services: &[Running; 3]) -> [Cluster<'_>; 5] {
     let [stock, own, publishing] = services;
     let is_unix = |address: &&String| address.starts_with("unix:");
     let tcp = own.addresses.iter().find(|address| !is_unix(address)).expect("it listens on both");
     let unix = own.addresses.iter().find(is_unix).expect("it listens on both");
     [
-        ("stock", stock.address()),
-        ("tenantgate_tcp", tcp),
-        ("tenantgate_unix", unix),
-        ("tenantgate_publishing", publishing.address()),
+        ("stock", stock.address(), false),
+        ("tenantgate_tcp", tcp, false),
+        ("tenantgate_unix", unix, false),
+        ("tenantgate_retried", unix, true),
+        ("tenantgate_publishing", publishing.address(), true),
     ]
 }
 

@@ -16,8 +16,9 @@ use crate::support::{PATIENCE, envoy, eventually, http};
 /// A filter as YAML, indented by ten blanks; may be empty.
 pub(crate) type Filter = String;
 
-/// A server that filters call over HTTP/2: its name, and `host:port` or `unix:/path`.
-pub(crate) type Cluster<'a> = (&'a str, &'a str);
+/// A server that filters call over HTTP/2: its name, `host:port` or `unix:/path`, and whether the cluster retries as the
+/// filter of `envoy.yaml` does.
+pub(crate) type Cluster<'a> = (&'a str, &'a str, bool);
 
 /// An Envoy with a listener for each filter.
 pub(crate) struct Proxy {
@@ -130,7 +131,8 @@ fn listener(n: usize, filter: &Filter) -> String {
     )
 }
 
-fn cluster((name, address): &Cluster<'_>) -> String {
+fn cluster((name, address, retries): &Cluster<'_>) -> String {
+    let retries = if *retries { envoy::retries_of_cluster() } else { String::new() };
     let address = if let Some(path) = address.strip_prefix("unix:") {
         format!("{{pipe: {{path: {path}}}}}")
     } else {
@@ -147,6 +149,6 @@ fn cluster((name, address): &Cluster<'_>) -> String {
       envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
         "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
         explicit_http_config: {{http2_protocol_options: {{}}}}
-"#
+{retries}"#
     )
 }
