@@ -276,6 +276,10 @@ fn peppers(args: &JudgementArgs, mistakes: &mut Mistakes) -> Peppers {
     mistakes.note("--pepper-file", args.pepper.read(policy)).unwrap_or_default()
 }
 
+/// Headers that HTTP itself needs, or whose values have another syntax than a key.
+const OF_HTTP: [&str; 8] =
+    ["connection", "content-length", "content-type", "cookie", "host", "te", "transfer-encoding", "upgrade"];
+
 /// Parses a field name (RFC 9110 §5.1) that is neither set by tenantgate nor part of the request line.
 fn key_header(name: &str, accept_bearer: bool) -> Result<String, InvalidValue> {
     let name = name.to_ascii_lowercase();
@@ -283,7 +287,7 @@ fn key_header(name: &str, accept_bearer: bool) -> Result<String, InvalidValue> {
     if name.is_empty() || !name.bytes().all(token) {
         return Err(format!("invalid header name {name:?}").into());
     }
-    if IDENTITY_HEADERS.contains(&name.as_str()) || name == "host" {
+    if IDENTITY_HEADERS.contains(&name.as_str()) || OF_HTTP.contains(&name.as_str()) {
         return Err(format!("{name} is reserved: choose another header").into());
     }
     if accept_bearer && name == AUTHORIZATION {

@@ -24,6 +24,9 @@ fn the_key_header_is_a_header_name_and_not_one_of_ours() {
         ("a b", false),
         (":path", false),
         ("X-LLMCore-Tenant-Id", false),
+        ("Host", false),
+        ("Content-Length", false),
+        ("cookie", false),
         ("authorization", true),
     ] {
         assert!(key_header(bad, bearer).is_err(), "{bad}");

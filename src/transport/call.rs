@@ -140,9 +140,11 @@ pub(super) fn pass_on<U: Unary>(
         return send_status(respond, tonic::Code::ResourceExhausted, "too many calls are waiting");
     };
     *request.headers_mut() = headers;
-    let others = services.others.clone();
+    let (others, failures) = (services.others.clone(), Arc::clone(&services.failures));
+    let budget = Arc::clone(budget);
     tokio::spawn(async move {
-        tower_bridge::answer(others, request, MOST_OF_OTHERS, respond).await;
+        let unknown = || failures.call(CallFailure::UnknownMethod, &budget.peer);
+        tower_bridge::answer(others, request, MOST_OF_OTHERS, respond, unknown).await;
         drop(pending);
     });
 }

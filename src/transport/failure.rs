@@ -94,17 +94,20 @@ pub enum CallFailure {
     InvalidMessage,
     /// The request is not a gRPC call.
     NotGrpc,
+    /// The call names a method that no service here has.
+    UnknownMethod,
 }
 
 impl CallFailure {
     /// Every failure, in the order of their names.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Cancelled,
         Self::Compressed,
         Self::Incomplete,
         Self::InvalidFraming,
         Self::InvalidMessage,
         Self::NotGrpc,
+        Self::UnknownMethod,
     ];
 
     /// Returns the name in metrics and logs.
@@ -117,6 +120,7 @@ impl CallFailure {
             Self::InvalidFraming => "invalid_framing",
             Self::InvalidMessage => "invalid_message",
             Self::NotGrpc => "not_grpc",
+            Self::UnknownMethod => "unknown_method",
         }
     }
 
@@ -133,6 +137,7 @@ impl CallFailure {
             }
             Self::InvalidMessage => (Code::InvalidArgument, "invalid CheckRequest"),
             Self::NotGrpc => (Code::Unimplemented, "not a gRPC call"),
+            Self::UnknownMethod => (Code::Unimplemented, "unknown method"),
         }
     }
 
@@ -143,6 +148,10 @@ impl CallFailure {
             Self::Incomplete | Self::InvalidFraming => "the client's gRPC implementation is broken",
             Self::InvalidMessage => "the client does not send an envoy.service.auth.v3.CheckRequest",
             Self::NotGrpc => "this port serves gRPC only: use `tenantgate check` or grpcurl",
+            Self::UnknownMethod => {
+                "the client calls another method than envoy.service.auth.v3.Authorization/Check: set \
+                 transport_api_version: V3 in Envoy's ext_authz"
+            }
         }
     }
 }
@@ -259,28 +268,47 @@ impl ConnectionFailure {
             Self::ClientCertificateUnknownCa => {
                 "the client's certificate was not issued by a CA in --client-ca"
             }
-            Self::ClientSanNotAllowed => "the client's certificate has none of the names in --client-san",
-            Self::HandshakeTimeout => "the handshake took longer than --handshake-timeout",
+            Self::ClientSanNotAllowed => {
+                "the client's certificate has none of the names in --client-san: add one there, or to the certificate"
+            }
+            Self::HandshakeTimeout => {
+                "the handshake took longer than --handshake-timeout: raise it if the client is Envoy, otherwise keep \
+                 the client away from this port"
+            }
             Self::Http1 => "the client speaks HTTP/1.1: set http2_protocol_options in Envoy's cluster",
-            Self::KeepaliveTimeout => "the peer did not answer a ping within --keepalive-timeout",
+            Self::KeepaliveTimeout => {
+                "the peer did not answer a ping within --keepalive-timeout: it is gone, or too busy; check its machine and \
+                 the network"
+            }
             Self::NoAlpnH2 => {
                 "the client does not offer h2 by ALPN: set http2_protocol_options in Envoy's cluster"
             }
-            Self::NotHttp2 => "the client does not speak HTTP/2",
+            Self::NotHttp2 => {
+                "the client does not speak HTTP/2: remove proxy_protocol from Envoy's cluster, or keep the client away \
+                 from this port"
+            }
             Self::PeerUidNotAllowed => "the client's user id is not in --unix-peer-uid",
             Self::PlaintextOnTls => "the client does not use TLS: set a transport_socket in Envoy's cluster",
             Self::PrefaceIncomplete => {
                 "the client closed the connection in the middle of the HTTP/2 preface: only Envoy should connect"
             }
-            Self::ProtocolError => "the peer violates HTTP/2",
+            Self::ProtocolError => {
+                "the peer violates HTTP/2: only Envoy should connect to this port, so find the client"
+            }
             Self::ResponsesNotTaken => "the peer does not read its responses: see --max-pending-bytes",
-            Self::SlowHeaders => "a header list did not arrive within --request-timeout",
-            Self::TlsError => "the TLS handshake failed",
+            Self::SlowHeaders => {
+                "a header list did not arrive within --request-timeout: check the network, or find the client"
+            }
+            Self::TlsError => {
+                "the TLS handshake failed: compare the client's TLS settings with --tls-cert and --client-ca"
+            }
             Self::TlsOnPlaintext => {
                 "the client uses TLS, the listener does not: set --tls-cert and --tls-key, or remove TLS from \
                  Envoy's cluster"
             }
-            Self::TlsVersion => "the client does not offer TLS 1.2 or 1.3",
+            Self::TlsVersion => {
+                "the client does not offer TLS 1.2 or 1.3: allow one of them in Envoy's cluster"
+            }
         }
     }
 }

@@ -15,24 +15,31 @@ use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::Limited;
 use tonic::service::Routes;
+use tonic::{Code, Status};
 use tower::ServiceExt as _;
 
 use super::memory_budget::CountedBuf;
 
-/// Answers a call with the service that it names, which reads at most `most` bytes of its body.
+/// Answers a call with the service that it names, which reads at most `most` bytes of its body. Calls
+/// `unknown` first if there is no such service or method.
 pub(super) async fn answer(
     others: Routes,
     request: Request<RecvStream>,
     most: usize,
     mut respond: SendResponse<CountedBuf>,
+    unknown: impl FnOnce(),
 ) {
     let response: Result<Response<_>, Infallible> =
         others.oneshot(request.map(|body| Limited::new(Incoming(body), most))).await;
     let Ok(response) = response;
     let (head, body) = response.into_parts();
     let ended = body.is_end_stream();
-    let Ok(stream) = respond.send_response(Response::from_parts(head, ()), ended) else { return };
-    if !ended {
+    if Status::from_header_map(&head.headers).is_some_and(|status| status.code() == Code::Unimplemented) {
+        unknown();
+    }
+    if let Ok(stream) = respond.send_response(Response::from_parts(head, ()), ended)
+        && !ended
+    {
         send(stream, body).await;
     }
 }

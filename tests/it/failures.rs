@@ -200,8 +200,10 @@ fn a_call_that_fails_is_counted_and_logged() {
     assert_eq!(of("grpc-accept-encoding").as_deref(), Some("identity"), "and what is supported");
     assert!(of("grpc-message").unwrap().contains("compressed"));
     flagged(&server.grpc[0], check, 2);
+    let unknown = flagged(&server.grpc[0], "/envoy.service.auth.v2.Authorization/Check", 0);
+    assert_eq!(unknown.get("grpc-status").map(http::HeaderValue::as_bytes), Some(&b"12"[..]));
     assert!(server.check_bytes(vec![0xff]).is_err());
-    for reason in ["compressed", "invalid_framing", "invalid_message"] {
+    for reason in ["compressed", "invalid_framing", "invalid_message", "unknown_method"] {
         let counted = server.metric(&["tenantgate_call_failures_total", &format!("\"{reason}\"")]);
         assert!((counted - 1.0).abs() < f64::EPSILON, "{reason}: {counted}");
         server.stderr.wait_for(reason, PATIENCE, |lines| {

@@ -34,9 +34,9 @@ impl ClientAddress {
     pub fn parse(text: &str) -> Result<Self, InvalidValue> {
         match text.split_once(':') {
             None if text == "source" => Ok(Self::Source),
-            Some(("metadata", name)) if name.eq_ignore_ascii_case(X_FORWARDED_FOR) => Err(format!(
-                "metadata:{name} cannot be trusted, because Envoy's gRPC client sets it itself: choose another name, \
-                 such as metadata:x-tenantgate-client-address"
+            Some(("metadata", name)) if is_of_envoy(&name.to_ascii_lowercase()) => Err(format!(
+                "metadata:{name} cannot be trusted, because Envoy sets it itself, or copies it from the client: choose \
+                 another name, such as metadata:x-tenantgate-client-address"
             ).into()),
             Some(("metadata", name)) => metadata_name(name).map(Self::Metadata),
             Some(("header", name)) => header_name(name).map(Self::Header),
@@ -63,6 +63,28 @@ impl ClientAddress {
     pub fn metadata(&self) -> Option<&str> {
         if let Self::Metadata(name) = self { Some(name) } else { None }
     }
+}
+
+/// Returns whether Envoy's gRPC client or its tracers set this metadata, perhaps to what the client has sent.
+fn is_of_envoy(name: &str) -> bool {
+    const NAMES: [&str; 14] = [
+        X_FORWARDED_FOR,
+        "b3",
+        "baggage",
+        "content-type",
+        "sw8",
+        "te",
+        "traceparent",
+        "tracestate",
+        "uber-trace-id",
+        "user-agent",
+        "x-amzn-trace-id",
+        "x-cloud-trace-context",
+        "x-ot-span-context",
+        "x-request-id",
+    ];
+    let prefixes = ["x-envoy-", "x-b3-", "x-datadog-"];
+    NAMES.contains(&name) || prefixes.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Checks that `name` is a token (RFC 9110 §5.6.2), and returns it in lower case.
@@ -143,6 +165,11 @@ mod tests {
             "metadata:",
             "metadata:x-forwarded-for",
             "metadata:X-Forwarded-For",
+            "metadata:tracestate",
+            "metadata:Traceparent",
+            "metadata:x-b3-traceid",
+            "metadata:x-envoy-internal",
+            "metadata:user-agent",
             "metadata:a-bin",
             "metadata:grpc-timeout",
             "leftmost",

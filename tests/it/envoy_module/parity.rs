@@ -77,6 +77,43 @@ fn settle(pair: &Pair, world: &World) {
 }
 
 #[test]
+fn requests_near_the_limits_of_envoy_get_the_same_answer() {
+    let world = World::somewhere();
+    let (server, socket, _directory) = publishing(&world, &[]);
+    let Some(mut pair) = Pair::new(&server, &socket, |plan| plan) else { return };
+    settle(&pair, &world);
+    let key = (KEY_HEADER, world.live.text.as_bytes());
+    let mut statuses = Vec::new();
+    // Envoy rejects more than 100 lines and 60 KiB, also if ext_authz adds some of them.
+    for (lines, size) in [(20, 1), (60, 1), (85, 1), (90, 1), (95, 1), (1, 50_000), (1, 60_500), (1, 61_000)]
+    {
+        let value = vec![b'v'; size];
+        let headers = [&[key], &vec![("x-more", &value[..]); lines][..]].concat();
+        let (outcome, _) = pair.agree(("GET", "/v1", &headers), &format!("{lines} lines of {size} bytes"));
+        statuses.push(outcome.page.status);
+    }
+    assert_eq!((statuses[0], statuses[1]), (200, 200));
+    assert!(statuses.contains(&500), "some are rejected only for what ext_authz adds: {statuses:?}");
+    assert_eq!(pair.by_module.values().sum::<usize>(), 1, "the short one");
+}
+
+#[test]
+fn a_rejected_request_with_a_body_leaves_the_connection_open() {
+    let world = World::somewhere();
+    let (server, socket, _directory) = publishing(&world, &[]);
+    let Some(pair) = Pair::new(&server, &socket, |plan| plan) else { return };
+    settle(&pair, &world);
+    let head = |more: &str| format!("POST /v1 HTTP/1.1\r\nhost: api.example.com\r\n{more}\r\n");
+    let requests =
+        format!("{}hi{}", head("content-length: 2\r\n"), head("connection: close\r\ncontent-length: 0\r\n"));
+    for envoy in [&pair.plain, &pair.module] {
+        let first = envoy.exchange(requests.as_bytes());
+        assert_eq!((first.status, first.headers.get("connection")), (401, None), "{first:?}");
+        assert!(first.body.contains("HTTP/1.1 401"), "the second request is answered, too: {first:?}");
+    }
+}
+
+#[test]
 fn every_bad_request_gets_the_same_answer() {
     let world = World::somewhere();
     furnish(&world);
