@@ -16,7 +16,7 @@ use super::{publishing, with_module};
 use crate::model::dice::Dice;
 use crate::oracle::variable;
 use crate::support::ask::KEY_HEADER;
-use crate::support::envoy::Envoy;
+use crate::support::envoy::{Envoy, Plan};
 use crate::support::world::{quick_hash, string};
 use crate::support::{PATIENCE, World, eventually, on_every_store, tell};
 
@@ -81,6 +81,13 @@ struct Held {
     state: Mutex<State>,
 }
 
+/// Keeps the access log to errors: the tests keep it in memory, and it would have gigabytes after millions of requests.
+fn logging_errors(plan: Plan) -> Plan {
+    const LOGGER: &str = "          - name: envoy.access_loggers.stdout\n";
+    let errors = "{comparison: {op: GE, value: {default_value: 500, runtime_key: logged}}}";
+    plan.with(LOGGER, &format!("{LOGGER}            filter: {{status_code_filter: {errors}}}\n"))
+}
+
 /// Creates keys, each with its own tenant.
 fn keys(world: &World, count: usize) -> Vec<Held> {
     let made = (0..count).map(|n| {
@@ -122,7 +129,7 @@ fn no_answer_contradicts_the_database_for_longer_than_promised() {
     let world = World::somewhere();
     let keys = keys(&world, 8);
     let (server, socket, _directory) = publishing(&world, &[]);
-    let Some(envoy) = with_module(&server, &socket).workers(2).start() else { return };
+    let Some(envoy) = logging_errors(with_module(&server, &socket)).workers(2).start() else { return };
     let seconds = variable("TENANTGATE_SOAK_SECONDS").unwrap_or(15);
     let seed = variable("TENANTGATE_SOAK_SEED").unwrap_or_else(|| SystemClock.now().0.unsigned_abs());
     let (stop, checked, other) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
@@ -205,7 +212,7 @@ on_every_store!(a_revocation_holds_within_the_promised_time_while_traffic_runs);
 fn a_revocation_holds_within_the_promised_time_while_traffic_runs(world: &World) {
     let keys = keys(world, 10);
     let (server, socket, _directory) = publishing(world, &[]);
-    let Some(envoy) = with_module(&server, &socket).workers(2).start() else { return };
+    let Some(envoy) = logging_errors(with_module(&server, &socket)).workers(2).start() else { return };
     let count = variable("TENANTGATE_REVOCATIONS").unwrap_or(40);
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     let denied = || envoy.stat("dynamicmodulescustom.tenantgate_denied");
