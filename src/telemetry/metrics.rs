@@ -259,6 +259,11 @@ impl Metrics {
         let failed: Vec<_> = stats.failures.calls().map(|(reason, n)| ([("reason", reason)], n)).collect();
         page.counters("tenantgate_call_failures", "Calls that ended without a decision, by reason", &failed)?;
         page.counter(
+            "tenantgate_call_resets",
+            "Calls that their callers reset, whether they were answered or not",
+            stats.failures.resets().value(),
+        )?;
+        page.counter(
             "tenantgate_late_answers",
             "Answers to calls that waited, after their callers had given up",
             stats.failures.late_answers(),

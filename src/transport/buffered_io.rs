@@ -21,6 +21,7 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use super::frame_scanner::FrameScanner;
 use super::memory_budget::HeaderBlock;
+use crate::stats::Counter;
 
 /// The most bytes that are buffered. Further writes wait until the peer has read some.
 const MAX_UNSENT_BYTES: usize = 64 * 1024;
@@ -79,6 +80,7 @@ struct Stream<T> {
     first: [u8; FIRST],
     first_len: usize,
     scanner: FrameScanner,
+    resets: Arc<Counter>,
     header_block: Option<HeaderBlock>,
     /// The most bytes of a header list that `h2` keeps.
     header_list: usize,
@@ -114,6 +116,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
             first: [0; FIRST],
             first_len: 0,
             scanner: FrameScanner::new(),
+            resets: Arc::default(),
             header_block: None,
             header_list: 0,
             accounted: 0,
@@ -122,9 +125,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
     }
 
     /// Starts to buffer writes, and to account for header blocks with `header_block`. `header_list` is the most
-    /// bytes of a header list that `h2` keeps.
-    pub(super) fn start_buffering(&self, header_block: HeaderBlock, header_list: u32) {
+    /// bytes of a header list that `h2` keeps. `resets` counts `RST_STREAM` frames.
+    pub(super) fn start_buffering(&self, header_block: HeaderBlock, header_list: u32, resets: Arc<Counter>) {
         let mut stream = self.lock();
+        stream.resets = resets;
         stream.buffering = true;
         stream.header_list = header_list as usize;
         stream.header_block = Some(header_block);
@@ -252,6 +256,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for BufferedIo<T> {
         ready!(read)?;
         let read = &buf.filled()[before..];
         stream.scanner.scan(read);
+        let resets = stream.scanner.take_resets();
+        if resets > 0 {
+            stream.resets.add(resets);
+        }
         let cost = if stream.scanner.unfinished() > SMALL_BLOCK { HEADER_COST } else { 1 };
         stream.read_budget = stream.read_budget.saturating_sub(read.len() * cost);
         if stream.first_len < FIRST {

@@ -77,7 +77,11 @@ where
     };
     let Some(pings) = connection.ping_pong() else { return Ok(()) };
     let budget = ConnectionBudget::new(&services.budget, peer);
-    io.start_buffering(HeaderBlock::new(&budget), header_list_of_h2(&limits));
+    io.start_buffering(
+        HeaderBlock::new(&budget),
+        header_list_of_h2(&limits),
+        Arc::clone(services.failures.resets()),
+    );
     // The timers have a task of their own, so that calls do not poll them.
     let (send_end, end) = oneshot::channel();
     let mut clocks = JoinSet::new();

@@ -322,6 +322,7 @@ pub struct Failures {
     unable: [RateLimitedLog; Unable::ALL.len()],
     too_large: RateLimitedLog,
     late: (Counter, RateLimitedLog),
+    resets: Arc<Counter>,
 }
 
 impl Failures {
@@ -336,6 +337,7 @@ impl Failures {
             unable: std::array::from_fn(|_| log()),
             too_large: log(),
             late: (Counter::default(), RateLimitedLog::once_a_minute(Arc::clone(clock))),
+            resets: Arc::default(),
         }
     }
 
@@ -397,6 +399,12 @@ impl Failures {
     #[must_use]
     pub fn late_answers(&self) -> u64 {
         self.late.0.value()
+    }
+
+    /// Returns the counter of `RST_STREAM` frames: of calls that their callers reset, answered or not.
+    #[must_use]
+    pub fn resets(&self) -> &Arc<Counter> {
+        &self.resets
     }
 
     /// Returns the number of failed calls by reason.

@@ -1,8 +1,9 @@
 //! Measures header blocks that are still arriving.
 //!
 //! `h2` buffers a header block (RFC 9113 §4.3) until its last CONTINUATION frame arrives, and does not expose its
-//! size. The scanner follows the frames in the bytes from the peer, so that this memory can be accounted for. It
-//! reads only frame headers and never fails: `h2` rejects invalid frames.
+//! size. The scanner follows the frames in the bytes from the peer, so that this memory can be accounted for. It also
+//! counts `RST_STREAM` frames, which `h2` does not report for streams that were answered. It reads only frame headers and
+//! never fails: `h2` rejects invalid frames.
 
 /// Bytes of the connection preface that a client sends first (RFC 9113 §3.4).
 const PREFACE: usize = 24;
@@ -11,6 +12,7 @@ const PREFACE: usize = 24;
 const HEADER: usize = 9;
 
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 0x4;
 
@@ -22,17 +24,23 @@ pub(super) struct FrameScanner {
     header: [u8; HEADER],
     header_len: usize,
     unfinished: usize,
+    resets: u64,
 }
 
 impl FrameScanner {
     /// Creates a scanner for a new connection.
     pub(super) fn new() -> Self {
-        Self { skip: PREFACE, header: [0; HEADER], header_len: 0, unfinished: 0 }
+        Self { skip: PREFACE, header: [0; HEADER], header_len: 0, unfinished: 0, resets: 0 }
     }
 
     /// Returns the bytes of the header block that is still arriving; 0 if there is none.
     pub(super) fn unfinished(&self) -> usize {
         self.unfinished
+    }
+
+    /// Returns the number of `RST_STREAM` frames since the last call.
+    pub(super) fn take_resets(&mut self) -> u64 {
+        std::mem::take(&mut self.resets)
     }
 
     /// Scans the next bytes from the peer.
@@ -57,6 +65,8 @@ impl FrameScanner {
         self.skip = u32::from_be_bytes([0, high, middle, low]) as usize;
         if matches!(kind, HEADERS | CONTINUATION) {
             self.unfinished = if flags & END_HEADERS == 0 { self.unfinished + self.skip } else { 0 };
+        } else if kind == RST_STREAM {
+            self.resets += 1;
         }
     }
 }
@@ -84,11 +94,12 @@ mod tests {
             (frame(CONTINUATION, 0, 70), 570),
             (frame(CONTINUATION, 0, 0), 570),
             (frame(CONTINUATION, END_HEADERS, 9), 0),
-            (frame(3, 0, 4), 0),
+            (frame(RST_STREAM, 0, 4), 0),
         ] {
             scanner.scan(&frame);
             assert_eq!(scanner.unfinished(), expected, "{:?}", &frame[..HEADER]);
         }
+        assert_eq!((scanner.take_resets(), scanner.take_resets()), (1, 0));
     }
 
     proptest! {
@@ -103,6 +114,7 @@ mod tests {
             whole.scan(&bytes);
             bytes.chunks(cut).for_each(|piece| pieces.scan(piece));
             prop_assert_eq!(whole.unfinished(), pieces.unfinished());
+            prop_assert_eq!(whole.take_resets(), pieces.take_resets());
         }
     }
 }

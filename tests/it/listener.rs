@@ -121,6 +121,22 @@ fn calls_that_are_reset_early_do_not_end_the_connection() {
     });
 }
 
+/// A server that stood still answers calls for which Envoy no longer waits. Nothing but the reset shows it.
+#[test]
+fn a_call_that_is_reset_while_it_is_answered_is_counted() {
+    let world = World::somewhere();
+    let server = Server::on(&world.db).start();
+    assert_eq!(server.row(Ask::with_key(&world.live.text)), "200 ok", "proven");
+    let mut raw = Raw::to(&server.grpc[0]);
+    let reset = Frame::new(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes()).bytes();
+    raw.send(&[whole_check(1, &world.live.text), reset, whole_check(3, &world.live.text)].concat()).unwrap();
+    let answered =
+        std::iter::from_fn(|| raw.next()).any(|frame| frame.kind == kind::DATA && frame.stream == 3);
+    assert!(answered, "the other call is answered");
+    let counted = server.metric(&["tenantgate_call_resets_total"]);
+    assert!((counted - 1.0).abs() < f64::EPSILON, "{counted}");
+}
+
 /// Messages that are longer than announced, which Envoy never sends; each is rejected separately.
 #[test]
 fn calls_that_end_by_an_error_do_not_end_the_connection() {

@@ -19,7 +19,7 @@ async fn buffered_bytes_are_sent_only_on_request() {
     let mut inner = buffered.clone();
     inner.write_all(b"hello ").await.unwrap();
     inner.flush().await.unwrap();
-    buffered.start_buffering(header_block(), 1 << 20);
+    buffered.start_buffering(header_block(), 1 << 20, Arc::default());
     inner.write_all(b"wor").await.unwrap();
     inner.write_all(b"ld").await.unwrap();
     inner.flush().await.unwrap();
@@ -34,7 +34,7 @@ async fn buffered_bytes_are_sent_only_on_request() {
 async fn writes_wait_for_a_peer_that_does_not_read() {
     let (io, mut peer) = duplex(1024);
     let buffered = BufferedIo::new(io);
-    buffered.start_buffering(header_block(), 1 << 20);
+    buffered.start_buffering(header_block(), 1 << 20, Arc::default());
     let mut inner = buffered.clone();
     let all: Vec<u8> = (0..2 * MAX_UNSENT_BYTES).map(|n| u8::try_from(n % 251).unwrap()).collect();
     let mut sent = 0;
@@ -116,7 +116,7 @@ async fn an_empty_socket_is_read_once_in_each_poll_of_the_task() {
         .await
     };
     assert_eq!([read(&mut buffered).await, read(&mut buffered).await], [false, true], "during the handshake");
-    buffered.start_buffering(header_block(), 1 << 20);
+    buffered.start_buffering(header_block(), 1 << 20, Arc::default());
     for _ in 0..3 {
         assert_eq!([read(&mut buffered).await, read(&mut buffered).await], [false, false]);
         buffered.start_reading();
@@ -145,7 +145,7 @@ async fn other_connections_get_a_turn_in_the_middle_of_a_large_header_block() {
     for (kind, stops) in [(HEADERS, true), (DATA, false)] {
         let (io, mut peer) = duplex(1 << 20);
         let buffered = BufferedIo::new(io);
-        buffered.start_buffering(header_block(), 1 << 20);
+        buffered.start_buffering(header_block(), 1 << 20, Arc::default());
         let frame = [&[0, 0x40, 0, kind, 0, 0, 0, 0, 1][..], &[0; 0x4000]].concat();
         peer.write_all(&[&[0; 24][..], &frame].concat()).await.unwrap();
         buffered.renew_read_budget(false);
@@ -167,7 +167,7 @@ async fn a_header_block_is_read_only_as_far_as_the_budget_has_room() {
     assert!(exceeding.resize(2000, 2000), "the header block of another connection");
     let (io, mut peer) = duplex(1 << 20);
     let buffered = BufferedIo::new(io);
-    buffered.start_buffering(HeaderBlock::new(&budget), 1 << 20);
+    buffered.start_buffering(HeaderBlock::new(&budget), 1 << 20, Arc::default());
     // HEADERS without END_HEADERS (RFC 9113 §6.2).
     let frame = [&[0, 0x40, 0, 1, 0, 0, 0, 0, 1][..], &[0; 0x4000]].concat();
     peer.write_all(&[&[0; 24][..], &frame, b"more"].concat()).await.unwrap();
