@@ -106,11 +106,11 @@ impl ModuleListener {
         }
     }
 
-    fn admits(&self, stream: &UnixStream, connected: usize) -> bool {
-        if connected >= MOST_MODULES {
+    fn admits(&self, stream: &UnixStream, connections: usize) -> bool {
+        if connections >= MOST_MODULES {
             self.log.write(|left_out| {
                 warn!(
-                    connected,
+                    connections,
                     left_out,
                     "a module is refused, so Checks decide there: configure it once per listener, in fewer listeners"
                 );
