@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::net::TcpStream;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -18,6 +19,9 @@ const FILES_OF_OTHERS: u64 = 2_000;
 /// The number of connections between two clients with a key: fewer than fit into the backlog of the listener.
 const AT_ONCE: u64 = 500;
 
+/// Two crowds at once would need twice as many open files.
+static CROWDED: Mutex<()> = Mutex::new(());
+
 /// Returns how many connections this process can open, at most [`CROWD`].
 fn crowd() -> u64 {
     let limit = getrlimit(Resource::Nofile);
@@ -32,6 +36,7 @@ fn crowd() -> u64 {
 
 /// Opens many connections that each send one of `words`. Calls `somebody` after each group of them.
 fn besiege(address: &str, words: &[&[u8]], somebody: impl Fn()) {
+    let _alone = CROWDED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut crowd_so_far = Vec::new();
     for (at, word) in (1..=crowd()).zip(words.iter().cycle()) {
         let mut stream = TcpStream::connect(address).expect("the kernel takes it");
