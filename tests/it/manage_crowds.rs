@@ -2,7 +2,6 @@
 
 use std::io::Write as _;
 use std::net::TcpStream;
-use std::sync::{Mutex, PoisonError};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -13,30 +12,30 @@ use crate::support::{Backend, World};
 /// The number of connections: far more than management accepts at the same time.
 const CROWD: u64 = 10_000;
 
+/// The number of crowds that may be there at once: one for each test of this file.
+const CROWDS: u64 = 3;
+
 /// The number of open files that other tests of this process need.
 const FILES_OF_OTHERS: u64 = 2_000;
 
 /// The number of connections between two clients with a key: fewer than fit into the backlog of the listener.
 const AT_ONCE: u64 = 500;
 
-/// Two crowds at once would need twice as many open files.
-static CROWDED: Mutex<()> = Mutex::new(());
-
 /// Returns how many connections this process can open, at most [`CROWD`].
 fn crowd() -> u64 {
     let limit = getrlimit(Resource::Nofile);
-    let most = limit.maximum.unwrap_or(CROWD + FILES_OF_OTHERS).min(CROWD + FILES_OF_OTHERS);
+    let wanted = CROWDS * CROWD + FILES_OF_OTHERS;
+    let most = limit.maximum.unwrap_or(wanted).min(wanted);
     if limit.current.is_some_and(|current| current < most) {
         setrlimit(Resource::Nofile, Rlimit { current: Some(most), ..limit })
             .expect("a process may have what it may have");
     }
     let current = getrlimit(Resource::Nofile).current.unwrap_or(most);
-    current.saturating_sub(FILES_OF_OTHERS).min(CROWD)
+    (current.saturating_sub(FILES_OF_OTHERS) / CROWDS).min(CROWD)
 }
 
 /// Opens many connections that each send one of `words`. Calls `somebody` after each group of them.
 fn besiege(address: &str, words: &[&[u8]], somebody: impl Fn()) {
-    let _alone = CROWDED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut crowd_so_far = Vec::new();
     for (at, word) in (1..=crowd()).zip(words.iter().cycle()) {
         let mut stream = TcpStream::connect(address).expect("the kernel takes it");
