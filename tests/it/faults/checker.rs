@@ -37,7 +37,7 @@ pub(super) const SLACK: Duration = Duration::from_secs(1);
 const STALE_AFTER: Duration = Duration::from_secs(1);
 
 /// After a lost session, two seconds are promised; the rest is for a loaded machine.
-pub(super) const RECOVERY: Duration = Duration::from_secs(6);
+pub(super) const RECOVERY: Duration = Duration::from_secs(3);
 
 /// Answers that need no data.
 const ALWAYS: [&str; 3] = ["401 missing", "401 malformed", "200 public"];
@@ -310,11 +310,11 @@ mod tests {
             ("nobody", 10_600, UNKNOWN, false),
             ("nobody", 10_600, UNAVAILABLE, true),
             ("nobody", 10_600, "200 ok", false),
-            ("steady", 26_000, "200 ok", true),
-            ("steady", 26_000, UNAVAILABLE, true),
-            ("steady", 26_020, UNAVAILABLE, false),
-            ("nobody", 26_020, UNAVAILABLE, false),
-            ("a", 26_020, "200 ok", false),
+            ("steady", 23_000, "200 ok", true),
+            ("steady", 23_000, UNAVAILABLE, true),
+            ("steady", 23_020, UNAVAILABLE, false),
+            ("nobody", 23_020, UNAVAILABLE, false),
+            ("a", 23_020, "200 ok", false),
         ] {
             assert_eq!(
                 passes(&history, entry(key, sent, sent + 2, row)),
