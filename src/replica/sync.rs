@@ -69,8 +69,9 @@ const FIRST_BACK_OFF: Duration = Duration::from_millis(50);
 const LONG_LOAD: Duration = Duration::from_millis(500);
 /// The greatest difference between two clocks that is normal.
 const CLOCKS_MAY_DIFFER: Duration = Duration::from_secs(2);
-/// The longest pause between attempts. Changes must be applied again within two seconds after the database is back.
-const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
+/// The longest pause between attempts. Changes must be applied again within two seconds after the database is back,
+/// also on a machine without free CPU, where an attempt takes longer than this.
+const LONGEST_BACK_OFF: Duration = Duration::from_millis(500);
 
 /// The task that synchronizes the replica.
 pub struct Sync {
@@ -132,26 +133,29 @@ impl Sync {
 
     /// Opens a session and synchronizes until it ends.
     async fn follow(&mut self) -> Result<std::convert::Infallible, StoreError> {
-        self.check_schema().await?;
-        let mut session = within(CONNECT_TIMEOUT, "connect", self.store.session()).await?;
+        let mut session = self.open_session().await?;
         loop {
             self.load(session.as_mut()).await?;
             self.follow_changes(session.as_mut()).await?;
         }
     }
 
-    async fn check_schema(&self) -> Result<(), StoreError> {
-        let version = within(CONNECT_TIMEOUT, "connect", self.store.schema_version()).await?;
-        // A server that has loaded does not create the tables again in an empty database that took the place of its
-        // own.
-        let replaced = self.loaded && version.current == 0;
-        if version.check().is_err() && !replaced && (self.options.migrate || self.store.embedded()) {
-            // Without a timeout, because a migration that is interrupted starts from the beginning.
-            let applied = self.store.migrate().await?;
-            info!(?applied, "schema brought up to date");
-            return Ok(());
+    /// Opens a session, after a migration of an old schema if that is wanted.
+    async fn open_session(&self) -> Result<Box<dyn Session>, StoreError> {
+        let open = || within(CONNECT_TIMEOUT, "connect", self.store.session());
+        match open().await {
+            // A server that has loaded does not create the tables again in an empty database that took the place of
+            // its own.
+            Err(StoreError::OldSchema { current, .. })
+                if !(self.loaded && current == 0) && (self.options.migrate || self.store.embedded()) =>
+            {
+                // Without a timeout, because a migration that is interrupted starts from the beginning.
+                let applied = self.store.migrate().await?;
+                info!(?applied, "schema brought up to date");
+                open().await
+            }
+            opened => opened,
         }
-        version.check()
     }
 
     /// Loads all rows and publishes the snapshot; again, if the change log lost what was committed during a long load.

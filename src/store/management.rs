@@ -192,8 +192,7 @@ pub trait Management: AdminSessions + Overview {
     /// Returns whether each tenant has a database schema, which must be created.
     fn has_schemas(&self) -> bool;
 
-    /// Returns the version of the database schema, as [`Store::schema_version`](super::Store::schema_version) does,
-    /// through a kept connection.
+    /// Returns the version of the database schema, through a kept connection.
     async fn version(&self) -> Result<SchemaVersion, StoreError>;
 
     /// Applies the missing migrations as [`Store::migrate`](super::Store::migrate) does, adopts existing tables, and

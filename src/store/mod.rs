@@ -164,11 +164,11 @@ pub trait Store: Send + Sync {
     /// Returns whether the program may migrate the tables without being asked, as in an embedded database.
     fn embedded(&self) -> bool;
 
-    /// Opens a session for a replica.
+    /// Opens a session for a replica. [`StoreError::OldSchema`] if the tables need a migration.
+    ///
+    /// An outage ends only after this and a load, so it opens as few connections as it can: on a machine without free
+    /// CPU, each connection and each statement may take 50 ms.
     async fn session(&self) -> Result<Box<dyn Session>, StoreError>;
-
-    /// Returns the version of the schema.
-    async fn schema_version(&self) -> Result<SchemaVersion, StoreError>;
 
     /// Applies the missing migrations in one transaction and writes them to the audit log. Returns their versions.
     async fn migrate(&self) -> Result<Vec<i64>, StoreError>;

@@ -18,8 +18,8 @@ use tenantgate::replica::{prune, snapshot_file};
 use tenantgate::server::{ListenAddress, ServerSettings, serve};
 use tenantgate::store::sqlite::SqliteStore;
 use tenantgate::store::{
-    Announcement, Changes, Management as _, NewMemo, Refusal, SchemaVersion, Session, Shadowed, SnapshotRow,
-    Store, StoreError, SyncPoint, Touched, Used,
+    Announcement, Changes, Management as _, NewMemo, Refusal, Session, Shadowed, SnapshotRow, Store,
+    StoreError, SyncPoint, Touched, Used,
 };
 use tenantgate::telemetry::{self, LogFormat, panics};
 use tenantgate::verify::memo::{MemoPolicy, Peppers};
@@ -149,10 +149,6 @@ impl Store for Trap {
         self.springs.step_on("session");
         let session = self.store.session().await?;
         Ok(Box::new(TrappedSession { session, springs: Arc::clone(&self.springs) }))
-    }
-
-    async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
-        self.store.schema_version().await
     }
 
     async fn migrate(&self) -> Result<Vec<i64>, StoreError> {

@@ -244,19 +244,16 @@ impl Store for PostgresStore {
     }
 
     async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
-        // LISTEN fails on a standby, too, but with an error that does not name the cause.
+        // The address may lead elsewhere than the last time.
+        self.vetted.forget();
         let mut probe = self.connect().await?;
+        // LISTEN fails on a standby, too, but with an error that does not name the cause.
         if sqlx::query("SELECT pg_is_in_recovery()").fetch_one(&mut probe).await?.try_get(0)? {
             return Err(session::standby());
         }
+        self.version_at(&mut probe).await?.check()?;
         moved::remove_foreign_rows(&mut probe).await?;
         Ok(Box::new(PostgresSession::open(self).await?))
-    }
-
-    async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
-        // A server asks before each session: the address may lead elsewhere than the last time.
-        self.vetted.forget();
-        self.version_at(&mut self.connect().await?).await
     }
 
     async fn migrate(&self) -> Result<Vec<i64>, StoreError> {

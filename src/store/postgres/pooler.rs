@@ -59,8 +59,9 @@ pub(super) async fn shares_backends(
     for _ in 0..ROUNDS {
         let before = backend(first).await?;
         let begun = async {
-            sqlx::raw_sql("BEGIN").execute(&mut second).await?;
-            backend(&mut second).await
+            let row =
+                sqlx::raw_sql("BEGIN; SELECT pg_catalog.pg_backend_pid()").fetch_one(&mut second).await?;
+            Ok::<i32, StoreError>(row.try_get_unchecked(0)?)
         };
         // A pooler in session mode that has one backend gives it to the first connection alone.
         let Ok(other) = timeout(PATIENCE, begun).await else { return Ok(false) };

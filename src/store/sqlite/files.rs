@@ -88,8 +88,12 @@ mod tests {
         let store = SqliteStore::new(&format!("sqlite://{}", dir.join("a.db").display())).unwrap();
         store.migrate().await.unwrap();
         let wal = dir.join("a.db-wal");
+        // The connection that migrated closes in its own thread, and the last one to close deletes the WAL.
+        while wal.exists() {
+            yield_now().await;
+        }
         Files::of(&dir.join("a.db")).wait_until_none_is_deleted_but_open().await.unwrap();
-        let open = File::create(&wal).unwrap();
+        let open = File::create_new(&wal).unwrap();
         std::fs::remove_file(&wal).unwrap();
         (store, open)
     }

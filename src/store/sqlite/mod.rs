@@ -211,12 +211,8 @@ impl Store for SqliteStore {
     }
 
     async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
-        self.make_file()?;
+        version(&mut self.connect().await?).await?.check()?;
         Ok(Box::new(SqliteSession::open(self.file()).await?))
-    }
-
-    async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
-        version(&mut self.connect().await?).await
     }
 
     async fn migrate(&self) -> Result<Vec<i64>, StoreError> {

@@ -11,8 +11,8 @@ use tenantgate::clock::Timestamp;
 use tenantgate::key::KeyId;
 use tenantgate::replica::{Replica, Snapshot};
 use tenantgate::store::{
-    Announcement, Changes, NewMemo, Refusal, SchemaVersion, Session, Shadowed, SnapshotRow, Store,
-    StoreError, SyncPoint, Touched, Used,
+    Announcement, Changes, NewMemo, Refusal, Session, Shadowed, SnapshotRow, Store, StoreError, SyncPoint,
+    Touched, Used,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -161,10 +161,6 @@ impl Store for Witness {
         let session = self.store.session().await?;
         let (replica, looks) = (self.replica.clone(), Arc::clone(&self.looks));
         Ok(Box::new(Watched { session, replica, looks, pace, answered: None }))
-    }
-
-    async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
-        self.store.schema_version().await
     }
 
     async fn migrate(&self) -> Result<Vec<i64>, StoreError> {

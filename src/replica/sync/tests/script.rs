@@ -15,8 +15,8 @@ use crate::key::KeyId;
 use crate::profile::ProfileRow;
 use crate::record::KeyRecord;
 use crate::store::{
-    Announcement, Change, Changes, NewMemo, Refusal, SchemaVersion, Session, Shadowed, SnapshotRow, Store,
-    StoreError, SyncPoint, Touched, Used,
+    Announcement, Change, Changes, NewMemo, Refusal, Session, Shadowed, SnapshotRow, Store, StoreError,
+    SyncPoint, Touched, Used,
 };
 use crate::tenant::TenantId;
 
@@ -141,12 +141,12 @@ impl Store for Script {
     }
     async fn session(&self) -> Result<Box<dyn Session>, StoreError> {
         self.asked.lock().unwrap().push(Instant::now());
+        if self.old_schema && !self.migrated.load(Relaxed) {
+            return Err(StoreError::OldSchema { current: 0, needed: 1 });
+        }
         let steps = self.sessions.lock().unwrap().pop_front().ok_or_else(broken)?;
         let (steps, remembers, hint) = (steps.into(), self.remembers, Arc::clone(&self.hint));
         Ok(Box::new(Scripted { steps, remembers, hint }))
-    }
-    async fn schema_version(&self) -> Result<SchemaVersion, StoreError> {
-        Ok(SchemaVersion { current: i64::from(!self.old_schema), needed: 1 })
     }
     async fn migrate(&self) -> Result<Vec<i64>, StoreError> {
         self.migrated.store(true, Relaxed);
