@@ -37,7 +37,7 @@ use crate::replica::{KeyEntry, Replica, Snapshot, TenantEntry};
 use crate::request::{AccessRequest, Credential};
 use crate::tenant::Mode;
 use crate::usage::Usage;
-use crate::verify::Verifier;
+use crate::verify::{ClientNetwork, Verifier};
 
 /// Options of the gate.
 #[derive(Clone, Copy, Debug)]
@@ -184,9 +184,8 @@ impl Gate {
                 Pending::Rows if self.loaded(deadline).await => None,
                 Pending::Rows => return self.unable(Fault::NeverLoaded, started),
                 Pending::Proof(entry, presented) => {
-                    let proof =
-                        self.verifier.prove(Arc::<KeyEntry>::clone(&entry), presented, deadline).await;
-                    Some((entry, proof))
+                    let (subject, client) = (Arc::<KeyEntry>::clone(&entry), ClientNetwork::from(address()));
+                    Some((entry, self.verifier.prove(subject, presented, client, deadline).await))
                 }
             };
         }

@@ -17,7 +17,7 @@ use crate::store::inspect::Inspect;
 use crate::store::{self, StoreError};
 use crate::tenant::Tenant;
 use crate::verify::memo::{Keyring, Peppers};
-use crate::verify::{self, Provable as _, Verifier};
+use crate::verify::{self, ClientNetwork, Provable as _, Verifier};
 
 /// The time limit of one proof: longer than bcrypt of cost 14 takes on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -138,7 +138,10 @@ impl Explainer {
             (Proof::Pending, false) => {
                 let deadline = Instant::now() + PATIENCE;
                 notes.push("bcrypt verified the key, as for the first request after a start".into());
-                vec![(Presenter::Holder, verifier.prove(entry, presented, deadline).await)]
+                vec![(
+                    Presenter::Holder,
+                    verifier.prove(entry, presented, ClientNetwork::default(), deadline).await,
+                )]
             }
             (known, false) => {
                 notes.push("the memo of the row verified the key, without bcrypt".into());

@@ -9,14 +9,16 @@
 //!                                   └─ another one ─────────► Wrong   (guesses cost no bcrypt)
 //! prove    the same guess was wrong before? ──────────────► Wrong
 //!          the same proof is in progress? ── wait for it
-//!          else ── queue (bounded, fair between keys) ── own threads ── bcrypt
+//!          else ── queue (bounded, fair) ── own threads ── bcrypt
 //! ```
 //!
 //! A proof continues when its callers have left, because the client's retry needs the verdict. A full queue is
-//! [`Fault::Overloaded`], never a rejection.
+//! [`Fault::Overloaded`], never a rejection. Clients that guess wait behind those that do not, and keys that nobody
+//! guesses at come before the others.
 //!
 //! Depends on: nothing of requests, states of tenants, or databases.
 
+mod attempt;
 pub mod bcrypt;
 pub mod derived;
 pub mod management;
@@ -31,6 +33,8 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
+use self::attempt::Attempt;
+pub use self::attempt::ClientNetwork;
 use self::memo::{Keyring, MemoPolicy, Seal, TokenCell};
 use self::pool::{BcryptPool, Job};
 use crate::decision::{Fault, Proof};
@@ -48,7 +52,7 @@ pub struct VerifyOptions {
     pub queue: usize,
     /// The maximum number of waiting proofs of one key: different secrets, of which at most one is right.
     pub queue_per_key: usize,
-    /// The number of wrong attempts that are remembered, 100 bytes each.
+    /// The number of wrong attempts that are remembered, 300 bytes each.
     pub wrong_attempts: usize,
 }
 
@@ -179,7 +183,7 @@ impl Verifier {
         if known { Proof::Right } else { Proof::Wrong }
     }
 
-    /// Waits for the verdict of bcrypt until `deadline`.
+    /// Waits for the verdict of bcrypt on a key that `client` presents, until `deadline`.
     ///
     /// # Cancel safety
     ///
@@ -188,9 +192,10 @@ impl Verifier {
         &self,
         subject: Arc<dyn Provable>,
         presented: PresentedKey<'_>,
+        client: ClientNetwork,
         deadline: tokio::time::Instant,
     ) -> Proof {
-        let mut flight = match self.board(subject, presented) {
+        let mut flight = match self.board(subject, presented, client) {
             Ok(flight) => flight,
             Err(known) => return known,
         };
@@ -207,6 +212,7 @@ impl Verifier {
         &self,
         subject: Arc<dyn Provable>,
         presented: PresentedKey<'_>,
+        client: ClientNetwork,
     ) -> Result<watch::Receiver<Option<Proof>>, Proof> {
         let Some(hash) = subject.record().hash else { return Err(Proof::Impossible(Fault::DamagedRow)) };
         let seal = self.keyring.seal(subject.record(), &hash, presented.expose());
@@ -221,12 +227,14 @@ impl Verifier {
         }
         // A proof without a sender was lost when its thread panicked.
         let in_progress = |flight: &&watch::Receiver<_>| flight.has_changed().is_ok();
-        if let Some(flight) = state.flights.get(&seal.as_map_key()).filter(in_progress) {
-            return Ok(flight.clone());
+        if let Some(flight) = state.flights.get(&seal.as_map_key()).filter(in_progress).cloned() {
+            state.join(&seal, client);
+            return Ok(flight);
         }
         let (verdict, flight) = watch::channel(None);
         state.flights.insert(seal.as_map_key(), flight.clone());
-        self.pool.add(state, Job { subject, hash, key: presented.to_plain(), seal, verdict });
+        let attempt = Attempt { client, key: subject.record().id };
+        self.pool.add(state, attempt, Job { subject, hash, key: presented.to_plain(), seal, verdict });
         Ok(flight)
     }
 }

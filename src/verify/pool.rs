@@ -14,6 +14,7 @@ use rustix::process::{getpriority_process, setpriority_process};
 use tokio::sync::watch;
 use tracing::error;
 
+use super::attempt::{Attempt, ClientNetwork};
 use super::memo::Seal;
 use super::queue::FairQueue;
 use super::wrong::WrongAttempts;
@@ -53,6 +54,14 @@ pub(super) struct PoolState {
     closed: bool,
 }
 
+impl PoolState {
+    /// Records that `client` waits for this proof, too.
+    pub(super) fn join(&mut self, seal: &Seal, client: ClientNetwork) {
+        let (wrong, seal) = (&self.wrong, seal.as_map_key());
+        self.queue.join(|job| job.seal.as_map_key() == seal, client, |attempt| wrong.suspicion(attempt));
+    }
+}
+
 impl BcryptPool {
     /// Starts the threads.
     pub(super) fn start(options: VerifyOptions) -> io::Result<Arc<Self>> {
@@ -78,9 +87,9 @@ impl BcryptPool {
     }
 
     /// Adds a job to the queue, which may drop another one for it.
-    pub(super) fn add(&self, mut state: MutexGuard<'_, PoolState>, job: Job) {
-        let id = job.subject.record().id;
-        if let Some(shed) = state.queue.push(id, job, random()) {
+    pub(super) fn add(&self, mut state: MutexGuard<'_, PoolState>, attempt: Attempt, job: Job) {
+        let PoolState { queue, wrong, .. } = &mut *state;
+        if let Some(shed) = queue.push(attempt, job, |attempt| wrong.suspicion(attempt), random()) {
             state.flights.remove(&shed.seal.as_map_key());
             self.stats.shed.add_one();
         }
@@ -105,21 +114,22 @@ impl BcryptPool {
     }
 
     fn work(&self) {
-        while let Some(job) = self.next_job() {
+        while let Some((attempt, job)) = self.next_job() {
             let proof = self.run(&job);
-            self.finish(&job, proof);
+            self.finish(attempt, &job, proof);
         }
     }
 
-    fn next_job(&self) -> Option<Job> {
+    fn next_job(&self) -> Option<(Attempt, Job)> {
         let mut state = self.lock();
         loop {
             if state.closed {
                 return None;
             }
-            if let Some(job) = state.queue.pop(random()) {
+            let PoolState { queue, wrong, .. } = &mut *state;
+            if let Some(next) = queue.pop(|attempt| wrong.suspicion(attempt), random()) {
                 self.stats.queued.set(state.queue.len() as u64);
-                return Some(job);
+                return Some(next);
             }
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -139,13 +149,13 @@ impl BcryptPool {
         proof
     }
 
-    fn finish(&self, job: &Job, proof: Proof) {
+    fn finish(&self, attempt: Attempt, job: &Job, proof: Proof) {
         if proof == Proof::Right {
             job.subject.proven().note(job.seal);
         }
         let mut state = self.lock();
         if proof == Proof::Wrong {
-            state.wrong.remember(&job.seal);
+            state.wrong.remember(&job.seal, attempt);
         }
         state.flights.remove(&job.seal.as_map_key());
         drop(state);

@@ -1,146 +1,231 @@
-//! A bounded queue that is fair between keys.
+//! A bounded queue that is fair between clients, and between keys.
 //!
-//! Every key has its own line, and the lines take turns, so a flood of guesses at one key delays only that key.
-//! Within a line the next job is drawn at random, and a full line or a full queue drops one of its jobs at random.
-//! The holder of the right secret of a key under attack therefore has the same chance at every attempt, and is never
+//! The least suspicious attempts come first. Among equals a client is drawn, then one of its keys, then one of its
+//! attempts, all at random. So a client that guesses delays itself and nobody else, however many keys it knows; and if
+//! clients cannot be told apart, a flood of guesses at one key delays only that key. A full queue drops an attempt by
+//! the same rules, from the other end.
+//!
+//! Among equals the draw is random, and not by turns, because turns would need a memory of who had one, and could be
+//! timed. The holder of the right secret of a key under attack has the same chance at every attempt, and is never
 //! locked out.
 
-use std::collections::{HashMap, VecDeque};
-
+use super::attempt::{Attempt, ClientNetwork};
 use crate::key::KeyId;
 
-/// A bounded queue with one line per key.
+/// A bounded queue. With up to a hundred attempts, each of which takes a quarter of a second, walking through all of
+/// them costs nothing.
 #[derive(Debug)]
 pub(super) struct FairQueue<T> {
-    lines: HashMap<KeyId, Vec<T>>,
-    turns: VecDeque<KeyId>,
-    len: usize,
+    waiting: Vec<(Attempt, T)>,
     bound: usize,
-    line_bound: usize,
+    bound_per_key: usize,
 }
 
+/// What the attempts that may be drawn are divided by, first by clients, then by keys.
+type Group = (ClientNetwork, Option<KeyId>);
+
+const LEVELS: [fn(&Attempt) -> Group; 2] =
+    [|attempt| (attempt.client, None), |attempt| (attempt.client, Some(attempt.key))];
+
 impl<T> FairQueue<T> {
-    /// Creates a queue of at most `bound` jobs, of which at most `line_bound` are for the same key. Both are at
+    /// Creates a queue of at most `bound` attempts, of which at most `bound_per_key` are for the same key. Both are at
     /// least 1.
-    pub(super) fn new(bound: usize, line_bound: usize) -> Self {
-        let (bound, line_bound) = (bound.max(1), line_bound.max(1));
-        Self { lines: HashMap::new(), turns: VecDeque::new(), len: 0, bound, line_bound }
+    pub(super) fn new(bound: usize, bound_per_key: usize) -> Self {
+        Self { waiting: Vec::new(), bound: bound.max(1), bound_per_key: bound_per_key.max(1) }
     }
 
-    /// Returns the number of waiting jobs.
+    /// Returns the number of waiting attempts.
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.waiting.len()
     }
 
-    /// Adds a job to the line of `key`. Returns the job that is dropped for it, if any, which may be `job` itself.
-    pub(super) fn push(&mut self, key: KeyId, job: T, random: u64) -> Option<T> {
-        let own = self.lines.get(&key).map_or(0, Vec::len);
-        let full_line = if own >= self.line_bound {
-            Some(key)
-        } else if self.len >= self.bound {
-            self.longest_line().filter(|longest| self.lines.get(longest).is_some_and(|l| l.len() > own))
+    /// Adds an attempt. Returns the one that is dropped for it, if any, which may be the new one.
+    pub(super) fn push(
+        &mut self,
+        attempt: Attempt,
+        job: T,
+        suspicion: impl Fn(&Attempt) -> u32,
+        random: u64,
+    ) -> Option<T> {
+        self.waiting.push((attempt, job));
+        let of_key = self.indices(|other| other.key == attempt.key);
+        let crowd = if of_key.len() > self.bound_per_key {
+            of_key
+        } else if self.waiting.len() > self.bound {
+            self.indices(|_| true)
         } else {
-            self.join(key, job);
             return None;
         };
-        let Some(full_line) = full_line else { return Some(job) };
-        self.join(key, job);
-        self.draw(full_line, random)
+        let worst = extremes(crowd, |at| suspicion(&self.waiting[*at].0));
+        let dropped = self.draw(worst, true, random)?;
+        Some(self.waiting.swap_remove(dropped).1)
     }
 
-    /// Takes the next job.
-    pub(super) fn pop(&mut self, random: u64) -> Option<T> {
-        let key = self.turns.pop_front()?;
-        self.turns.push_back(key);
-        self.draw(key, random)
+    /// Takes the next attempt.
+    pub(super) fn pop(&mut self, suspicion: impl Fn(&Attempt) -> u32, random: u64) -> Option<(Attempt, T)> {
+        let best = extremes(self.indices(|_| true), |at| std::cmp::Reverse(suspicion(&self.waiting[*at].0)));
+        let next = self.draw(best, false, random)?;
+        Some(self.waiting.swap_remove(next))
     }
 
-    fn join(&mut self, key: KeyId, job: T) {
-        let line = self.lines.entry(key).or_default();
-        if line.is_empty() {
-            self.turns.push_back(key);
+    /// Makes `client` the client of a waiting attempt, if that makes the attempt less suspicious.
+    pub(super) fn join(
+        &mut self,
+        is_it: impl Fn(&T) -> bool,
+        client: ClientNetwork,
+        suspicion: impl Fn(&Attempt) -> u32,
+    ) {
+        if let Some((attempt, _)) = self.waiting.iter_mut().find(|(_, job)| is_it(job)) {
+            let joined = Attempt { client, ..*attempt };
+            if suspicion(&joined) < suspicion(attempt) {
+                *attempt = joined;
+            }
         }
-        line.push(job);
-        self.len += 1;
     }
 
-    fn draw(&mut self, key: KeyId, random: u64) -> Option<T> {
-        let line = self.lines.get_mut(&key)?;
-        let at = usize::try_from(random % (line.len() as u64)).unwrap_or(0);
-        let job = line.swap_remove(at);
-        self.len -= 1;
-        if line.is_empty() {
-            self.lines.remove(&key);
-            self.turns.retain(|k| *k != key);
+    fn indices(&self, wanted: impl Fn(&Attempt) -> bool) -> Vec<usize> {
+        (0..self.waiting.len()).filter(|at| wanted(&self.waiting[*at].0)).collect()
+    }
+
+    /// Draws a client, then a key, then an attempt; `crowded`: only from those with the most attempts.
+    fn draw(&self, mut among: Vec<usize>, crowded: bool, mut random: u64) -> Option<usize> {
+        for group_of in LEVELS {
+            let group = |at: &usize| group_of(&self.waiting[*at].0);
+            let mut groups: Vec<_> = among.iter().map(group).collect();
+            groups.sort_unstable();
+            let mut sizes: Vec<_> =
+                groups.chunk_by(PartialEq::eq).map(|same| (same.len(), same[0])).collect();
+            if crowded {
+                let most = sizes.iter().map(|(size, _)| *size).max()?;
+                sizes.retain(|(size, _)| *size == most);
+            }
+            let (_, drawn) = *pick(&sizes, &mut random)?;
+            among.retain(|at| group(at) == drawn);
         }
-        Some(job)
+        pick(&among, &mut random).copied()
     }
+}
 
-    fn longest_line(&self) -> Option<KeyId> {
-        self.lines.iter().max_by_key(|(_, line)| line.len()).map(|(key, _)| *key)
-    }
+/// Returns those with the greatest rank.
+fn extremes<R: Ord>(among: Vec<usize>, rank: impl Fn(&usize) -> R) -> Vec<usize> {
+    let Some(greatest) = among.iter().map(&rank).max() else { return among };
+    among.into_iter().filter(|at| rank(at) == greatest).collect()
+}
+
+/// Picks one by a random number, of which it leaves the rest for the next.
+fn pick<'a, I>(items: &'a [I], random: &mut u64) -> Option<&'a I> {
+    let count = items.len() as u64;
+    let at = random.checked_rem(count)?;
+    *random /= count;
+    items.get(usize::try_from(at).ok()?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+    use std::net::IpAddr;
+
     use uuid::Uuid;
 
     use super::*;
 
-    const A: KeyId = KeyId(Uuid::from_u128(1));
-    const B: KeyId = KeyId(Uuid::from_u128(2));
-    const C: KeyId = KeyId(Uuid::from_u128(3));
+    fn by(client: u8, key: u128) -> Attempt {
+        let client = ClientNetwork::from(Some(IpAddr::from([192, 0, 2, client])));
+        Attempt { client, key: KeyId(Uuid::from_u128(key)) }
+    }
 
-    #[test]
-    fn lines_take_turns() {
-        let mut queue = FairQueue::new(10, 10);
-        for (key, job) in [(A, "a1"), (A, "a2"), (A, "a3"), (B, "b1")] {
-            assert_eq!(queue.push(key, job, 0), None);
+    fn nobody(_: &Attempt) -> u32 {
+        0
+    }
+
+    /// A queue of these clients and keys, whose jobs are numbered from 0.
+    fn queue(bound: usize, bound_per_key: usize, attempts: &[Attempt]) -> FairQueue<usize> {
+        let mut queue = FairQueue::new(bound, bound_per_key);
+        for (job, attempt) in attempts.iter().enumerate() {
+            assert_eq!(queue.push(*attempt, job, nobody, 0), None);
         }
-        let drawn: Vec<_> = std::iter::from_fn(|| queue.pop(0)).collect();
-        assert_eq!(drawn, ["a1", "b1", "a3", "a2"]);
-        assert_eq!(queue.len(), 0);
+        queue
+    }
+
+    /// The jobs that can be next.
+    fn next(queue: impl Fn() -> FairQueue<usize>, suspicion: impl Fn(&Attempt) -> u32) -> HashSet<usize> {
+        (0..1_000).filter_map(|random| queue().pop(&suspicion, random).map(|(_, job)| job)).collect()
+    }
+
+    /// The jobs that can be dropped when this attempt is added, as job 100.
+    fn dropped(
+        queue: impl Fn() -> FairQueue<usize>,
+        new: Attempt,
+        suspicion: impl Fn(&Attempt) -> u32,
+    ) -> HashSet<usize> {
+        (0..1_000).filter_map(|random| queue().push(new, 100, &suspicion, random)).collect()
+    }
+
+    /// How many of 10,080 random numbers, a multiple of all small ones, draw such an attempt.
+    fn share(queue: impl Fn() -> FairQueue<usize>, of: impl Fn(&Attempt) -> bool) -> usize {
+        let drawn = (0..10_080).filter_map(|random| queue().pop(nobody, random));
+        drawn.filter(|(attempt, _)| of(attempt)).count()
     }
 
     #[test]
-    fn a_full_line_drops_one_of_its_jobs_including_the_new_one() {
-        let mut queue = FairQueue::new(10, 2);
-        assert_eq!((queue.push(A, 1, 0), queue.push(A, 2, 0)), (None, None));
-        assert_eq!(queue.push(A, 3, 2), Some(3));
-        assert_eq!(queue.push(A, 3, 0), Some(1));
-        assert_eq!(queue.len(), 2);
+    fn everything_is_drawn_once() {
+        let mut queue = queue(10, 10, &[by(1, 1), by(1, 1), by(2, 1), by(3, 2)]);
+        let drawn: HashSet<_> =
+            (0..4).filter_map(|random| queue.pop(nobody, random * 7)).map(|(_, job)| job).collect();
+        assert_eq!(drawn, HashSet::from([0, 1, 2, 3]));
+        assert_eq!((queue.len(), queue.pop(nobody, 0)), (0, None));
     }
 
     #[test]
-    fn a_full_queue_drops_a_job_of_the_longest_line() {
-        let mut queue = FairQueue::new(3, 3);
-        for job in 1..=3 {
-            assert_eq!(queue.push(A, job, 0), None);
-        }
-        assert_eq!(queue.push(B, 10, 0), Some(1));
-        assert_eq!(queue.push(C, 20, 0), Some(3));
-        assert!(matches!(queue.push(KeyId(Uuid::from_u128(4)), 30, 0), Some(2 | 10 | 20)));
-        assert_eq!(queue.len(), 3);
+    fn clients_have_equal_shares_however_many_keys_they_present() {
+        let crowd: Vec<_> = (0..9).map(|key| by(1, key)).chain([by(2, 100)]).collect();
+        let share = share(|| queue(10, 10, &crowd), |attempt| *attempt == by(2, 100));
+        assert_eq!(share, 10_080 / 2);
     }
 
     #[test]
-    fn a_full_queue_drops_no_job_of_a_line_that_is_not_longer() {
-        let mut queue = FairQueue::new(2, 2);
-        assert_eq!((queue.push(A, 1, 0), queue.push(B, 10, 0)), (None, None));
-        assert_eq!(queue.push(A, 2, 0), Some(2));
-        assert_eq!(queue.push(B, 20, 1), Some(20));
-        assert_eq!((queue.pop(0), queue.pop(0), queue.pop(0)), (Some(1), Some(10), None));
+    fn keys_of_one_client_have_equal_shares_however_many_secrets_are_tried() {
+        let crowd: Vec<_> = (0..9).map(|_| by(1, 1)).chain([by(1, 2)]).collect();
+        let share = share(|| queue(10, 10, &crowd), |attempt| *attempt == by(1, 2));
+        assert_eq!(share, 10_080 / 2);
     }
 
     #[test]
-    fn every_job_of_a_line_can_be_drawn() {
-        let drawn = |random| {
-            let mut queue = FairQueue::new(10, 10);
-            for job in 0..4 {
-                assert_eq!(queue.push(A, job, 0), None);
-            }
-            queue.pop(random).unwrap()
+    fn the_least_suspicious_are_next_and_the_most_suspicious_are_dropped() {
+        let full = || queue(4, 4, &[by(1, 1), by(2, 2), by(3, 3), by(2, 4)]);
+        let suspicion = |attempt: &Attempt| u32::from(attempt.client == by(2, 0).client);
+        assert_eq!(next(full, suspicion), HashSet::from([0, 2]));
+        assert_eq!(dropped(full, by(4, 5), suspicion), HashSet::from([1, 3]));
+        assert_eq!(dropped(full, by(2, 5), suspicion), HashSet::from([1, 3, 100]));
+    }
+
+    #[test]
+    fn a_full_queue_drops_of_the_client_with_the_most_attempts() {
+        let full = || queue(4, 4, &[by(1, 1), by(1, 2), by(2, 3), by(1, 2)]);
+        assert_eq!(dropped(full, by(3, 4), nobody), HashSet::from([1, 3]));
+        assert_eq!(
+            dropped(|| queue(2, 2, &[by(1, 1), by(2, 2)]), by(3, 3), nobody),
+            HashSet::from([0, 1, 100])
+        );
+    }
+
+    #[test]
+    fn too_many_attempts_at_a_key_drop_one_of_them() {
+        let full = || queue(9, 2, &[by(1, 1), by(2, 1), by(3, 2)]);
+        assert_eq!(dropped(full, by(4, 1), nobody), HashSet::from([0, 1, 100]));
+        let suspicion = |attempt: &Attempt| u32::from(attempt.client == by(2, 0).client);
+        assert_eq!(dropped(full, by(4, 1), suspicion), HashSet::from([1]));
+    }
+
+    #[test]
+    fn an_attempt_that_a_second_client_makes_counts_for_the_less_suspicious_one() {
+        let suspicion = |attempt: &Attempt| u32::from(attempt.client == by(1, 0).client);
+        let joined = |client: u8| {
+            let mut queue = queue(9, 9, &[by(1, 1), by(3, 3)]);
+            queue.join(|job| *job == 0, by(client, 0).client, suspicion);
+            queue
         };
-        assert_eq!([0, 1, 2, 3].map(drawn), [0, 1, 2, 3]);
+        assert_eq!(next(|| joined(1), suspicion), HashSet::from([1]));
+        assert_eq!(next(|| joined(2), suspicion), HashSet::from([0, 1]));
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::*;
@@ -43,7 +44,7 @@ fn soon() -> tokio::time::Instant {
 }
 
 async fn prove(verifier: &Verifier, row: &Arc<TestKey>, key: &[u8]) -> Proof {
-    verifier.prove(Arc::<TestKey>::clone(row), parse(key).unwrap(), soon()).await
+    verifier.prove(Arc::<TestKey>::clone(row), parse(key).unwrap(), ClientNetwork::default(), soon()).await
 }
 
 fn runs(verifier: &Verifier) -> u64 {
@@ -101,7 +102,8 @@ async fn any_number_of_callers_wait_for_one_proof() {
 async fn a_proof_continues_after_its_caller_has_left() {
     let (verifier, row) = (verifier(VerifyOptions::default()), row(8));
     let now = tokio::time::Instant::now();
-    let first = verifier.prove(Arc::<TestKey>::clone(&row), parse(KEY).unwrap(), now).await;
+    let first =
+        verifier.prove(Arc::<TestKey>::clone(&row), parse(KEY).unwrap(), ClientNetwork::default(), now).await;
     assert_eq!(first, Proof::Impossible(Fault::DeadlineTooShort));
     assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
     assert_eq!(runs(&verifier), 1);
@@ -129,6 +131,53 @@ async fn a_full_queue_is_an_overload_and_never_a_rejection() {
     assert!(shed > 0);
     assert_eq!(verifier.stats().shed.value(), shed);
     assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
+}
+
+/// One client floods the queue with guesses at known keys. Returns the proofs of the first attempts of `victim` at
+/// other keys meanwhile.
+async fn proofs_under_a_flood(guesser: ClientNetwork, victim: ClientNetwork) -> Vec<Proof> {
+    let options = VerifyOptions { threads: 1, queue: 8, queue_per_key: 2, wrong_attempts: 1_000 };
+    let verifier = verifier(options);
+    let guessed_at: Vec<_> = (0..20).map(|_| row(4)).collect();
+    let guess = move |verifier: Verifier, row: Arc<TestKey>, n: usize| async move {
+        let key = format!("llmk_demo_guess{n:08}");
+        verifier.prove(row, parse(key.as_bytes()).unwrap(), guesser, soon()).await
+    };
+    for (n, row) in guessed_at.iter().enumerate() {
+        assert_eq!(guess(verifier.clone(), Arc::clone(row), n).await, Proof::Wrong);
+    }
+    // Dropping the set ends the flood.
+    let _flood: JoinSet<()> = (0..32)
+        .map(|task| {
+            let (verifier, guessed_at) = (verifier.clone(), guessed_at.clone());
+            async move {
+                for n in (100 + task..).step_by(32) {
+                    guess(verifier.clone(), Arc::clone(&guessed_at[n % 20]), n).await;
+                }
+            }
+        })
+        .collect();
+    while verifier.stats().shed.value() < 100 {
+        tokio::task::yield_now().await;
+    }
+    let mut proofs = Vec::new();
+    for _ in 0..20 {
+        let right = row(4);
+        proofs.push(verifier.prove(right, parse(KEY).unwrap(), victim, soon()).await);
+    }
+    proofs
+}
+
+#[tokio::test]
+async fn a_client_that_guesses_keeps_out_only_itself() {
+    let [guesser, victim] = [1, 2].map(|n| ClientNetwork::from(Some([192, 0, 2, n].into())));
+    assert_eq!(proofs_under_a_flood(guesser, victim).await, [Proof::Right; 20]);
+}
+
+#[tokio::test]
+async fn guesses_keep_out_only_the_keys_they_are_at_if_clients_cannot_be_told_apart() {
+    let nobody = ClientNetwork::default();
+    assert_eq!(proofs_under_a_flood(nobody, nobody).await, [Proof::Right; 20]);
 }
 
 #[tokio::test]
@@ -183,7 +232,8 @@ async fn a_panic_of_a_thread_accepts_no_key_and_the_retry_is_proven() {
     let options = VerifyOptions { threads: 1, ..VerifyOptions::default() };
     let (verifier, row) = (verifier(options), row(4));
     let row = Arc::new(Cursed(Arc::into_inner(row).unwrap(), AtomicBool::new(false)));
-    let prove = || verifier.prove(Arc::<Cursed>::clone(&row), parse(KEY).unwrap(), soon());
+    let prove =
+        || verifier.prove(Arc::<Cursed>::clone(&row), parse(KEY).unwrap(), ClientNetwork::default(), soon());
     assert_eq!(prove().await, Proof::Impossible(Fault::Overloaded));
     assert!(row.0.proven().seal().is_none());
     assert_eq!(prove().await, Proof::Right);

@@ -32,6 +32,7 @@ mod explain;
 mod explain_decision;
 mod failures;
 mod faults;
+mod first_proofs;
 mod fixtures;
 mod grpcurl;
 mod h2spec;
