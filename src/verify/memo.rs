@@ -282,4 +282,4 @@ impl fmt::Debug for Token {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

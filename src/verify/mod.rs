@@ -18,6 +18,7 @@
 //!
 //! Depends on: nothing of requests, states of tenants, or databases.
 
+mod asked;
 mod attempt;
 pub mod bcrypt;
 pub mod derived;
@@ -52,7 +53,7 @@ pub struct VerifyOptions {
     pub queue: usize,
     /// The maximum number of waiting proofs of one key: different secrets, of which at most one is right.
     pub queue_per_key: usize,
-    /// The number of wrong attempts that are remembered, 300 bytes each.
+    /// The number of wrong attempts that are remembered, 300 bytes each, and of undecided ones, 100 bytes each.
     pub wrong_attempts: usize,
 }
 
@@ -225,6 +226,7 @@ impl Verifier {
         if state.wrong.contains(&seal) {
             return Err(Proof::Wrong);
         }
+        let asked = state.asked.count(&seal);
         // A proof without a sender was lost when its thread panicked.
         let in_progress = |flight: &&watch::Receiver<_>| flight.has_changed().is_ok();
         if let Some(flight) = state.flights.get(&seal.as_map_key()).filter(in_progress).cloned() {
@@ -234,7 +236,7 @@ impl Verifier {
         let (verdict, flight) = watch::channel(None);
         state.flights.insert(seal.as_map_key(), flight.clone());
         let attempt = Attempt { client, key: subject.record().id };
-        self.pool.add(state, attempt, Job { subject, hash, key: presented.to_plain(), seal, verdict });
+        self.pool.add(state, attempt, Job { subject, hash, key: presented.to_plain(), seal, asked, verdict });
         Ok(flight)
     }
 }

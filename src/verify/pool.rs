@@ -2,6 +2,7 @@
 //!
 //! Each thread runs one job after the other. Callers and their deadlines belong to [`super`].
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,6 +15,7 @@ use rustix::process::{getpriority_process, setpriority_process};
 use tokio::sync::watch;
 use tracing::error;
 
+use super::asked::Asked;
 use super::attempt::{Attempt, ClientNetwork};
 use super::memo::Seal;
 use super::queue::FairQueue;
@@ -37,6 +39,8 @@ pub(super) struct Job {
     pub(super) hash: SecretHash,
     pub(super) key: PlainKey,
     pub(super) seal: Seal,
+    /// How many calls made this attempt, also before it waited.
+    pub(super) asked: u32,
     pub(super) verdict: watch::Sender<Option<Proof>>,
 }
 
@@ -51,15 +55,23 @@ pub(super) struct PoolState {
     /// Proofs that run or wait, by the seal of row and key.
     pub(super) flights: HashMap<[u8; 32], watch::Receiver<Option<Proof>>>,
     pub(super) wrong: WrongAttempts,
+    pub(super) asked: Asked,
     closed: bool,
 }
 
 impl PoolState {
     /// Records that `client` waits for this proof, too.
     pub(super) fn join(&mut self, seal: &Seal, client: ClientNetwork) {
-        let (wrong, seal) = (&self.wrong, seal.as_map_key());
-        self.queue.join(|job| job.seal.as_map_key() == seal, client, |attempt| wrong.suspicion(attempt));
+        let seal = seal.as_map_key();
+        if let Some(job) = self.queue.join(|job| job.seal.as_map_key() == seal, client, rank(&self.wrong)) {
+            job.asked = job.asked.saturating_add(1);
+        }
     }
+}
+
+/// Returns the rank of attempts: the least suspicious come first, then those that were made most often.
+fn rank(wrong: &WrongAttempts) -> impl Fn(&Attempt, &Job) -> (u32, Reverse<u32>) {
+    |attempt, job| (wrong.suspicion(attempt), Reverse(job.asked))
 }
 
 impl BcryptPool {
@@ -69,6 +81,7 @@ impl BcryptPool {
             queue: FairQueue::new(options.queue, options.queue_per_key),
             flights: HashMap::new(),
             wrong: WrongAttempts::new(options.wrong_attempts),
+            asked: Asked::new(options.wrong_attempts),
             closed: false,
         };
         let pool = Arc::new(Self { state: Mutex::new(state), work: Condvar::new(), stats: Arc::default() });
@@ -89,7 +102,7 @@ impl BcryptPool {
     /// Adds a job to the queue, which may drop another one for it.
     pub(super) fn add(&self, mut state: MutexGuard<'_, PoolState>, attempt: Attempt, job: Job) {
         let PoolState { queue, wrong, .. } = &mut *state;
-        if let Some(shed) = queue.push(attempt, job, |attempt| wrong.suspicion(attempt), random()) {
+        if let Some(shed) = queue.push(attempt, job, rank(wrong), random()) {
             state.flights.remove(&shed.seal.as_map_key());
             self.stats.shed.add_one();
         }
@@ -127,7 +140,7 @@ impl BcryptPool {
                 return None;
             }
             let PoolState { queue, wrong, .. } = &mut *state;
-            if let Some(next) = queue.pop(|attempt| wrong.suspicion(attempt), random()) {
+            if let Some(next) = queue.pop(rank(wrong), random()) {
                 self.stats.queued.set(state.queue.len() as u64);
                 return Some(next);
             }
@@ -158,6 +171,7 @@ impl BcryptPool {
             state.wrong.remember(&job.seal, attempt);
         }
         state.flights.remove(&job.seal.as_map_key());
+        state.asked.decided(&job.seal);
         drop(state);
         job.verdict.send_replace(Some(proof));
     }

@@ -1,13 +1,15 @@
 //! A bounded queue that is fair between clients, and between keys.
 //!
-//! The least suspicious attempts come first. Among equals a client is drawn, then one of its keys, then one of its
-//! attempts, all at random. So a client that guesses delays itself and nobody else, however many keys it knows; and if
-//! clients cannot be told apart, a flood of guesses at one key delays only that key. A full queue drops an attempt by
-//! the same rules, from the other end.
+//! Attempts have a rank, which the caller knows, and the lowest comes first. Among equals a client is drawn, then one
+//! of its keys, then one of its attempts, all at random. So clients have equal shares, however many keys each presents,
+//! and keys have equal shares, however many secrets are tried. A full queue drops an attempt by the same rules, from
+//! the other end.
 //!
 //! Among equals the draw is random, and not by turns, because turns would need a memory of who had one, and could be
 //! timed. The holder of the right secret of a key under attack has the same chance at every attempt, and is never
 //! locked out.
+
+use std::cmp::Reverse;
 
 use super::attempt::{Attempt, ClientNetwork};
 use crate::key::KeyId;
@@ -40,11 +42,11 @@ impl<T> FairQueue<T> {
     }
 
     /// Adds an attempt. Returns the one that is dropped for it, if any, which may be the new one.
-    pub(super) fn push(
+    pub(super) fn push<R: Ord>(
         &mut self,
         attempt: Attempt,
         job: T,
-        suspicion: impl Fn(&Attempt) -> u32,
+        rank: impl Fn(&Attempt, &T) -> R,
         random: u64,
     ) -> Option<T> {
         self.waiting.push((attempt, job));
@@ -56,31 +58,40 @@ impl<T> FairQueue<T> {
         } else {
             return None;
         };
-        let worst = extremes(crowd, |at| suspicion(&self.waiting[*at].0));
-        let dropped = self.draw(worst, true, random)?;
+        let last = extremes(crowd, |at| self.rank(*at, &rank));
+        let dropped = self.draw(last, true, random)?;
         Some(self.waiting.swap_remove(dropped).1)
     }
 
     /// Takes the next attempt.
-    pub(super) fn pop(&mut self, suspicion: impl Fn(&Attempt) -> u32, random: u64) -> Option<(Attempt, T)> {
-        let best = extremes(self.indices(|_| true), |at| std::cmp::Reverse(suspicion(&self.waiting[*at].0)));
-        let next = self.draw(best, false, random)?;
+    pub(super) fn pop<R: Ord>(
+        &mut self,
+        rank: impl Fn(&Attempt, &T) -> R,
+        random: u64,
+    ) -> Option<(Attempt, T)> {
+        let first = extremes(self.indices(|_| true), |at| Reverse(self.rank(*at, &rank)));
+        let next = self.draw(first, false, random)?;
         Some(self.waiting.swap_remove(next))
     }
 
-    /// Makes `client` the client of a waiting attempt, if that makes the attempt less suspicious.
-    pub(super) fn join(
+    /// Makes `client` the client of a waiting attempt, if that is of a lower rank then. Returns its job.
+    pub(super) fn join<R: Ord>(
         &mut self,
         is_it: impl Fn(&T) -> bool,
         client: ClientNetwork,
-        suspicion: impl Fn(&Attempt) -> u32,
-    ) {
-        if let Some((attempt, _)) = self.waiting.iter_mut().find(|(_, job)| is_it(job)) {
-            let joined = Attempt { client, ..*attempt };
-            if suspicion(&joined) < suspicion(attempt) {
-                *attempt = joined;
-            }
+        rank: impl Fn(&Attempt, &T) -> R,
+    ) -> Option<&mut T> {
+        let (attempt, job) = self.waiting.iter_mut().find(|(_, job)| is_it(job))?;
+        let joined = Attempt { client, ..*attempt };
+        if rank(&joined, job) < rank(attempt, job) {
+            *attempt = joined;
         }
+        Some(job)
+    }
+
+    fn rank<R>(&self, at: usize, rank: impl Fn(&Attempt, &T) -> R) -> R {
+        let (attempt, job) = &self.waiting[at];
+        rank(attempt, job)
     }
 
     fn indices(&self, wanted: impl Fn(&Attempt) -> bool) -> Vec<usize> {
@@ -134,7 +145,8 @@ mod tests {
         Attempt { client, key: KeyId(Uuid::from_u128(key)) }
     }
 
-    fn nobody(_: &Attempt) -> u32 {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the queue passes jobs by reference")]
+    fn equal(_: &Attempt, _: &usize) -> u32 {
         0
     }
 
@@ -142,28 +154,28 @@ mod tests {
     fn queue(bound: usize, bound_per_key: usize, attempts: &[Attempt]) -> FairQueue<usize> {
         let mut queue = FairQueue::new(bound, bound_per_key);
         for (job, attempt) in attempts.iter().enumerate() {
-            assert_eq!(queue.push(*attempt, job, nobody, 0), None);
+            assert_eq!(queue.push(*attempt, job, equal, 0), None);
         }
         queue
     }
 
     /// The jobs that can be next.
-    fn next(queue: impl Fn() -> FairQueue<usize>, suspicion: impl Fn(&Attempt) -> u32) -> HashSet<usize> {
-        (0..1_000).filter_map(|random| queue().pop(&suspicion, random).map(|(_, job)| job)).collect()
+    fn next(queue: impl Fn() -> FairQueue<usize>, rank: impl Fn(&Attempt, &usize) -> u32) -> HashSet<usize> {
+        (0..1_000).filter_map(|random| queue().pop(&rank, random).map(|(_, job)| job)).collect()
     }
 
     /// The jobs that can be dropped when this attempt is added, as job 100.
     fn dropped(
         queue: impl Fn() -> FairQueue<usize>,
         new: Attempt,
-        suspicion: impl Fn(&Attempt) -> u32,
+        rank: impl Fn(&Attempt, &usize) -> u32,
     ) -> HashSet<usize> {
-        (0..1_000).filter_map(|random| queue().push(new, 100, &suspicion, random)).collect()
+        (0..1_000).filter_map(|random| queue().push(new, 100, &rank, random)).collect()
     }
 
     /// How many of 10,080 random numbers, a multiple of all small ones, draw such an attempt.
     fn share(queue: impl Fn() -> FairQueue<usize>, of: impl Fn(&Attempt) -> bool) -> usize {
-        let drawn = (0..10_080).filter_map(|random| queue().pop(nobody, random));
+        let drawn = (0..10_080).filter_map(|random| queue().pop(equal, random));
         drawn.filter(|(attempt, _)| of(attempt)).count()
     }
 
@@ -171,9 +183,9 @@ mod tests {
     fn everything_is_drawn_once() {
         let mut queue = queue(10, 10, &[by(1, 1), by(1, 1), by(2, 1), by(3, 2)]);
         let drawn: HashSet<_> =
-            (0..4).filter_map(|random| queue.pop(nobody, random * 7)).map(|(_, job)| job).collect();
+            (0..4).filter_map(|random| queue.pop(equal, random * 7)).map(|(_, job)| job).collect();
         assert_eq!(drawn, HashSet::from([0, 1, 2, 3]));
-        assert_eq!((queue.len(), queue.pop(nobody, 0)), (0, None));
+        assert_eq!((queue.len(), queue.pop(equal, 0)), (0, None));
     }
 
     #[test]
@@ -191,20 +203,20 @@ mod tests {
     }
 
     #[test]
-    fn the_least_suspicious_are_next_and_the_most_suspicious_are_dropped() {
+    fn the_lowest_rank_is_next_and_the_highest_is_dropped() {
         let full = || queue(4, 4, &[by(1, 1), by(2, 2), by(3, 3), by(2, 4)]);
-        let suspicion = |attempt: &Attempt| u32::from(attempt.client == by(2, 0).client);
-        assert_eq!(next(full, suspicion), HashSet::from([0, 2]));
-        assert_eq!(dropped(full, by(4, 5), suspicion), HashSet::from([1, 3]));
-        assert_eq!(dropped(full, by(2, 5), suspicion), HashSet::from([1, 3, 100]));
+        let rank = |attempt: &Attempt, _: &usize| u32::from(attempt.client == by(2, 0).client);
+        assert_eq!(next(full, rank), HashSet::from([0, 2]));
+        assert_eq!(dropped(full, by(4, 5), rank), HashSet::from([1, 3]));
+        assert_eq!(dropped(full, by(2, 5), rank), HashSet::from([1, 3, 100]));
     }
 
     #[test]
     fn a_full_queue_drops_of_the_client_with_the_most_attempts() {
         let full = || queue(4, 4, &[by(1, 1), by(1, 2), by(2, 3), by(1, 2)]);
-        assert_eq!(dropped(full, by(3, 4), nobody), HashSet::from([1, 3]));
+        assert_eq!(dropped(full, by(3, 4), equal), HashSet::from([1, 3]));
         assert_eq!(
-            dropped(|| queue(2, 2, &[by(1, 1), by(2, 2)]), by(3, 3), nobody),
+            dropped(|| queue(2, 2, &[by(1, 1), by(2, 2)]), by(3, 3), equal),
             HashSet::from([0, 1, 100])
         );
     }
@@ -212,20 +224,20 @@ mod tests {
     #[test]
     fn too_many_attempts_at_a_key_drop_one_of_them() {
         let full = || queue(9, 2, &[by(1, 1), by(2, 1), by(3, 2)]);
-        assert_eq!(dropped(full, by(4, 1), nobody), HashSet::from([0, 1, 100]));
-        let suspicion = |attempt: &Attempt| u32::from(attempt.client == by(2, 0).client);
-        assert_eq!(dropped(full, by(4, 1), suspicion), HashSet::from([1]));
+        assert_eq!(dropped(full, by(4, 1), equal), HashSet::from([0, 1, 100]));
+        let rank = |attempt: &Attempt, _: &usize| u32::from(attempt.client == by(2, 0).client);
+        assert_eq!(dropped(full, by(4, 1), rank), HashSet::from([1]));
     }
 
     #[test]
-    fn an_attempt_that_a_second_client_makes_counts_for_the_less_suspicious_one() {
-        let suspicion = |attempt: &Attempt| u32::from(attempt.client == by(1, 0).client);
+    fn an_attempt_that_a_second_client_makes_has_the_lower_rank_of_the_two() {
+        let rank = |attempt: &Attempt, _: &usize| u32::from(attempt.client == by(1, 0).client);
         let joined = |client: u8| {
             let mut queue = queue(9, 9, &[by(1, 1), by(3, 3)]);
-            queue.join(|job| *job == 0, by(client, 0).client, suspicion);
+            queue.join(|job| *job == 0, by(client, 0).client, rank);
             queue
         };
-        assert_eq!(next(|| joined(1), suspicion), HashSet::from([1]));
-        assert_eq!(next(|| joined(2), suspicion), HashSet::from([0, 1]));
+        assert_eq!(next(|| joined(1), rank), HashSet::from([1]));
+        assert_eq!(next(|| joined(2), rank), HashSet::from([0, 1]));
     }
 }

@@ -133,17 +133,28 @@ async fn a_full_queue_is_an_overload_and_never_a_rejection() {
     assert_eq!(prove(&verifier, &row, KEY).await, Proof::Right);
 }
 
-/// One client floods the queue with guesses at known keys. Returns the proofs of the first attempts of `victim` at
-/// other keys meanwhile.
-async fn proofs_under_a_flood(guesser: ClientNetwork, victim: ClientNetwork) -> Vec<Proof> {
-    let options = VerifyOptions { threads: 1, queue: 8, queue_per_key: 2, wrong_attempts: 1_000 };
+/// One client floods the queue with guesses at known keys; `before`: it has guessed at each of them once. Returns the
+/// proofs of the attempts of `victim` at other keys meanwhile: of the first ones, or of the second ones.
+async fn proofs_under_a_flood(
+    guesser: ClientNetwork,
+    victim: ClientNetwork,
+    (known, before): (usize, bool),
+    attempts: usize,
+) -> Vec<Proof> {
+    let options = VerifyOptions { threads: 1, queue: 8, queue_per_key: 2, wrong_attempts: 1_000_000 };
     let verifier = verifier(options);
-    let guessed_at: Vec<_> = (0..20).map(|_| row(4)).collect();
+    let template = row(4);
+    let guessed_at: Vec<_> = (0..known)
+        .map(|_| {
+            let id = KeyId(Uuid::new_v4());
+            Arc::new(TestKey(KeyRecord { id, ..template.0.clone() }, Proven::default()))
+        })
+        .collect();
     let guess = move |verifier: Verifier, row: Arc<TestKey>, n: usize| async move {
         let key = format!("llmk_demo_guess{n:08}");
         verifier.prove(row, parse(key.as_bytes()).unwrap(), guesser, soon()).await
     };
-    for (n, row) in guessed_at.iter().enumerate() {
+    for (n, row) in guessed_at.iter().enumerate().filter(|_| before) {
         assert_eq!(guess(verifier.clone(), Arc::clone(row), n).await, Proof::Wrong);
     }
     // Dropping the set ends the flood.
@@ -152,7 +163,7 @@ async fn proofs_under_a_flood(guesser: ClientNetwork, victim: ClientNetwork) -> 
             let (verifier, guessed_at) = (verifier.clone(), guessed_at.clone());
             async move {
                 for n in (100 + task..).step_by(32) {
-                    guess(verifier.clone(), Arc::clone(&guessed_at[n % 20]), n).await;
+                    guess(verifier.clone(), Arc::clone(&guessed_at[n % known]), n).await;
                 }
             }
         })
@@ -162,8 +173,12 @@ async fn proofs_under_a_flood(guesser: ClientNetwork, victim: ClientNetwork) -> 
     }
     let mut proofs = Vec::new();
     for _ in 0..20 {
-        let right = row(4);
-        proofs.push(verifier.prove(right, parse(KEY).unwrap(), victim, soon()).await);
+        let (right, mut proof) = (row(4), Proof::Pending);
+        for _ in 0..attempts {
+            let right = Arc::<TestKey>::clone(&right);
+            proof = verifier.prove(right, parse(KEY).unwrap(), victim, soon()).await;
+        }
+        proofs.push(proof);
     }
     proofs
 }
@@ -171,13 +186,19 @@ async fn proofs_under_a_flood(guesser: ClientNetwork, victim: ClientNetwork) -> 
 #[tokio::test]
 async fn a_client_that_guesses_keeps_out_only_itself() {
     let [guesser, victim] = [1, 2].map(|n| ClientNetwork::from(Some([192, 0, 2, n].into())));
-    assert_eq!(proofs_under_a_flood(guesser, victim).await, [Proof::Right; 20]);
+    assert_eq!(proofs_under_a_flood(guesser, victim, (20, true), 1).await, [Proof::Right; 20]);
 }
 
 #[tokio::test]
 async fn guesses_keep_out_only_the_keys_they_are_at_if_clients_cannot_be_told_apart() {
     let nobody = ClientNetwork::default();
-    assert_eq!(proofs_under_a_flood(nobody, nobody).await, [Proof::Right; 20]);
+    assert_eq!(proofs_under_a_flood(nobody, nobody, (20, true), 1).await, [Proof::Right; 20]);
+}
+
+#[tokio::test]
+async fn first_guesses_at_many_keys_do_not_keep_out_who_comes_again_with_the_same_secret() {
+    let nobody = ClientNetwork::default();
+    assert_eq!(proofs_under_a_flood(nobody, nobody, (100_000, false), 2).await, [Proof::Right; 20]);
 }
 
 #[tokio::test]

@@ -72,21 +72,11 @@ mod tests {
 
     use super::*;
 
-    use crate::record::{KeyRecord, SecretHash};
-    use crate::tenant::TenantId;
-    use crate::verify::memo::{Keyring, Peppers};
+    use crate::verify::memo::tests::seals;
 
     fn attempt(client: u8, key: u128) -> Attempt {
         let client = ClientNetwork::from(Some(IpAddr::from([192, 0, 2, client])));
         Attempt { client, key: KeyId(Uuid::from_u128(key)) }
-    }
-
-    fn seals(count: u8) -> Vec<Seal> {
-        let keyring = Keyring::new(Peppers::default()).unwrap();
-        let hash = SecretHash::parse("$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01232");
-        let (id, tenant_id) = (KeyId(Uuid::nil()), TenantId(Uuid::nil()));
-        let row = KeyRecord::new(id, tenant_id, "llmk_demo".into(), hash);
-        (0..count).map(|n| keyring.seal(&row, &hash.unwrap(), &[n])).collect()
     }
 
     #[test]

@@ -26,6 +26,12 @@ fn keyring(peppers: &[&str]) -> Keyring {
 const OLD: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 const NEW: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE";
 
+/// Different seals of one row.
+pub(in crate::verify) fn seals(count: u8) -> Vec<Seal> {
+    let (ring, row) = (keyring(&[]), record(1, 2, HASH));
+    (0..count).map(|n| ring.seal(&row, &row.hash.unwrap(), &[n])).collect()
+}
+
 /// Returns whether this memo recognizes the key, after the memo was written as text and parsed again.
 fn remembers(keyring: &Keyring, memo: &Memo, row: &KeyRecord, key: &[u8]) -> bool {
     let memo = Memo::parse(&memo.to_string()).unwrap();
