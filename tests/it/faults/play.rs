@@ -187,7 +187,7 @@ impl<'a> Plan<'a> {
         history.change("brief", "401 expired", expires, By::Clock);
         let asks = CAST.map(|(key, _)| (key, ask(key)));
         let traffic = Traffic::to(&server.grpc[0], start, &asks);
-        let (session, pulse) = (self.way.origin.session(), Pulse::since(start));
+        let (session, pulse) = (self.way.origin.session(), Pulse::since(start, self.way.here));
         Play { link, server, history, start, way: self.way, session, traffic, pulse }
     }
 }
