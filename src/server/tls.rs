@@ -126,8 +126,11 @@ impl Tls {
                 }
                 _ => error.to_string(),
             };
-            let failure =
-                if first == [HANDSHAKE] { failure(&error) } else { ConnectionFailure::PlaintextOnTls };
+            let failure = if let [HANDSHAKE | ALERT] = first {
+                failure(&error)
+            } else {
+                ConnectionFailure::PlaintextOnTls
+            };
             NotAdmitted::Failed(failure, Some(detail))
         })?;
         if self.has_allowed_name(stream.get_ref().1) {
@@ -191,6 +194,9 @@ impl Loaded {
 
 /// The content type of a record of the handshake (RFC 8446 §5.1), with which every TLS connection begins.
 const HANDSHAKE: u8 = 0x16;
+
+/// The content type of an alert, which a client may send instead of its first record of the handshake.
+const ALERT: u8 = 0x15;
 
 /// Why a client is not admitted.
 #[derive(Debug)]

@@ -124,6 +124,9 @@ fn every_failed_tls_handshake_is_explained_on_both_sides() {
     // Handshakes that the library rejects itself, before certificates.
     old_tls(&server);
     is_told(&server, "tls_version", "TLS 1.2");
+    // A client that gives up at once sends an alert, which is TLS (`handshake_failure`, RFC 8446 §6).
+    send(&server.grpc[0], &[0x15, 3, 3, 0, 2, 2, 40]);
+    is_told(&server, "tls_error", "HandshakeFailure");
     let identity = Identity::from_pem(std::fs::read(&good.0).unwrap(), std::fs::read(&good.1).unwrap());
     let client = Client::over_tls(&server.grpc[0], trusting(&ours).identity(identity));
     assert_eq!(wait(client.ask(Ask::with_key(&world.live.text))).unwrap().row(), "200 ok");
