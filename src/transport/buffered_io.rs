@@ -17,7 +17,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::frame_scanner::FrameScanner;
 use super::memory_budget::HeaderBlock;
@@ -79,6 +79,8 @@ struct Stream<T> {
     empty: bool,
     first: [u8; FIRST],
     first_len: usize,
+    /// When the first byte from the peer was read.
+    first_at: Option<Instant>,
     scanner: FrameScanner,
     resets: Arc<Counter>,
     header_block: Option<HeaderBlock>,
@@ -115,6 +117,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
             empty: false,
             first: [0; FIRST],
             first_len: 0,
+            first_at: None,
             scanner: FrameScanner::new(),
             resets: Arc::default(),
             header_block: None,
@@ -167,6 +170,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> BufferedIo<T> {
     pub(super) fn first_bytes(&self) -> Vec<u8> {
         let stream = self.lock();
         stream.first[..stream.first_len].to_vec()
+    }
+
+    /// Returns when the first byte from the peer was read; `None` if it has sent nothing.
+    pub(super) fn first_at(&self) -> Option<Instant> {
+        self.lock().first_at
     }
 
     /// Closes the writing side, then reads and discards until the peer closes its side, for at most `within`.
@@ -235,6 +243,9 @@ impl<T> Stream<T> {
 
     /// Records the first bytes from the peer.
     fn note_first(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() && self.first_at.is_none() {
+            self.first_at = Some(Instant::now());
+        }
         let taken = bytes.len().min(FIRST - self.first_len);
         self.first[self.first_len..][..taken].copy_from_slice(&bytes[..taken]);
         self.first_len += taken;

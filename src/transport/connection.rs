@@ -20,7 +20,7 @@ use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinSet, yield_now};
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 
 use super::buffered_io::BufferedIo;
 use super::memory_budget::{ConnectionBudget, CountedBuf, HeaderBlock, ResponseBacklog};
@@ -140,11 +140,12 @@ async fn too_late<T: AsyncRead + AsyncWrite + Unpin>(
     stop: watch::Receiver<bool>,
 ) {
     let spoken = async {
-        loop {
+        // Looking this often never misses the deadline, which is later than the first byte by the same time.
+        while io.first_at().is_none() {
             sleep(limits.handshake).await;
-            if !io.first_bytes().is_empty() {
-                return sleep(limits.handshake).await;
-            }
+        }
+        if let Some(at) = io.first_at() {
+            sleep_until(at + limits.handshake).await;
         }
     };
     tokio::select! {

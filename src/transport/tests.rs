@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use h2::client::SendRequest;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, duplex};
 use tokio::task::JoinSet;
-use tokio::time::sleep_until;
+use tokio::time::{sleep, sleep_until};
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
@@ -256,4 +256,22 @@ async fn other_sockets_are_served_between_the_turns_of_a_connection() {
         assert!(meanwhile < 1024 * 1024, "it read {meanwhile} bytes during one round trip of another");
     }
     assert!(read.load(SeqCst) > 100_000, "it was busy");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_has_its_time_from_the_first_byte() {
+    let limits = Limits::default();
+    let ticks: Arc<dyn Clock> = Arc::new(ManualClock::default());
+    let failures = Arc::new(Failures::new(&ticks));
+    let services = Services::new(Waits::default(), Routes::default(), limits, failures);
+    let (ours, mut theirs) = duplex(1 << 20);
+    let (_stop, stopped) = watch::channel(false);
+    let served = tokio::spawn(serve(ours, Peer::Unknown, services, stopped));
+    // A silent client is not disconnected.
+    sleep(limits.handshake * 19 / 10).await;
+    assert!(!served.is_finished());
+    let begin = Instant::now();
+    theirs.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
+    served.await.unwrap();
+    assert_eq!(begin.elapsed(), limits.handshake);
 }
