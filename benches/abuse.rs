@@ -5,7 +5,9 @@
 //! during the handshake, 10,000 idle connections. Each is compared with the quiet rounds before and after it. The
 //! memory of the server is recorded, too.
 //!
-//! The abuse runs on the same machine and uses a part of it, so it pauses for a millisecond between bursts.
+//! The abuse runs on the same machine and uses a part of it, so it pauses for a millisecond between bursts. How much
+//! that part delays the checks is measured as well: the same abuse of another server, which shares with the measured
+//! one only the machine.
 
 #[expect(dead_code, reason = "each bench needs only a part")]
 #[path = "load/mod.rs"]
@@ -135,6 +137,8 @@ impl Abuser {
 /// The result of one abuse in one round.
 struct Seen {
     beside: f64,
+    /// The same while another server is abused.
+    elsewhere: f64,
     alone: f64,
     per_second: f64,
     resident: u64,
@@ -146,13 +150,18 @@ fn main() {
     let server =
         Server::on(&world.db).args(&["--pepper-file", &pepper, "--max-connections", "16384"]).start();
     let hot: Vec<Bytes> = (0..HOT).map(|n| framed(&Ask::with_key(&text(n)).bytes())).collect();
-    let address = &server.grpc[0];
+    let other = Server::on(&world.db).args(&["--max-connections", "16384"]).start();
+    let (address, other) = (&server.grpc[0], &other.grpc[0]);
     hot_p99(address, &hot, ROUND);
     let before = memory(server.pid()).0;
     let mut seen: [Vec<Seen>; ABUSES.len()] = Default::default();
     for _ in 0..ROUNDS {
         for (abuse, seen) in ABUSES.iter().zip(&mut seen) {
             let quiet = hot_p99(address, &hot, ROUND / 2);
+            let abuser = Abuser::start(abuse, other);
+            std::thread::sleep(Duration::from_millis(500));
+            let elsewhere = hot_p99(address, &hot, ROUND);
+            abuser.stop();
             let abuser = Abuser::start(abuse, address);
             std::thread::sleep(Duration::from_millis(500));
             let beside = hot_p99(address, &hot, ROUND);
@@ -160,7 +169,8 @@ fn main() {
             let per_second = count(abuser.stop()) / (ROUND.as_secs_f64() + 0.5);
             let after = hot_p99(address, &hot, ROUND / 2);
             let alone = millis(quiet).midpoint(millis(after));
-            seen.push(Seen { beside: millis(beside), alone, per_second, resident });
+            let (beside, elsewhere) = (millis(beside), millis(elsewhere));
+            seen.push(Seen { beside, elsewhere, alone, per_second, resident });
         }
     }
     report(&seen, before);
@@ -171,19 +181,29 @@ fn report(seen: &[Vec<Seen>; ABUSES.len()], before: u64) {
     let mut out = std::io::stdout();
     let mut line = |line: String| writeln!(out, "{line}").expect("stdout is writable");
     line(format!(
-        "{:<34}{:>10}{:>10}{:>10}{:>8}{:>16}",
-        "1,000 right keys a second, beside", "a second", "p99 ms", "alone ms", "ratio", "resident, MiB"
+        "{:<34}{:>10}{:>10}{:>14}{:>10}{:>8}{:>16}",
+        "1,000 right keys a second, beside",
+        "a second",
+        "p99 ms",
+        "elsewhere ms",
+        "alone ms",
+        "ratio",
+        "resident, MiB"
     ));
     let mut rows = Vec::new();
     for (abuse, seen) in ABUSES.iter().zip(seen) {
         let of = |what: fn(&Seen) -> f64| median(seen.iter().map(what).collect());
         let (rate, beside, alone) = (of(|s| s.per_second), of(|s| s.beside), of(|s| s.alone));
+        let elsewhere = of(|s| s.elsewhere);
         let ratio = of(|s| s.beside / s.alone);
         let resident = seen.iter().map(|s| s.resident >> 20).max().unwrap_or_default();
-        line(format!("{:<34}{rate:>10.0}{beside:>10.2}{alone:>10.2}{ratio:>8.2}{resident:>16}", abuse.name));
+        line(format!(
+            "{:<34}{rate:>10.0}{beside:>10.2}{elsewhere:>14.2}{alone:>10.2}{ratio:>8.2}{resident:>16}",
+            abuse.name
+        ));
         rows.push(serde_json::json!({
-            "abuse": abuse.name, "per_second": rate, "hot_p99_ms": beside, "alone_p99_ms": alone, "ratio": ratio,
-            "resident_mib": resident,
+            "abuse": abuse.name, "per_second": rate, "hot_p99_ms": beside, "elsewhere_p99_ms": elsewhere,
+            "alone_p99_ms": alone, "ratio": ratio, "resident_mib": resident,
         }));
     }
     line(format!("resident before: {} MiB", before >> 20));
