@@ -9,6 +9,7 @@ use prost::Message as _;
 use prost_types::value::Kind;
 use serde::Serialize;
 use serde_json::Value;
+use tonic::Code;
 
 use super::Failure;
 use super::target::{Target, TlsArgs, chain, connect, target};
@@ -110,6 +111,14 @@ pub(super) async fn check(args: CheckArgs) -> Result<CheckView, Failure> {
         Ok(channel) => {
             match AuthorizationClient::new(channel).check(tonic::Request::new(request(&args))).await {
                 Ok(response) => return Ok(view(response.into_inner())),
+                // Envoy translates its own responses for gRPC clients, so they come with a `grpc-status`.
+                Err(status) if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
+                    return Err(Failure::unavailable(format!(
+                        "{target} {}",
+                        Unreachable::Gateway(status.message().into())
+                    )));
+                }
+                Err(status) if status.message().is_empty() => status.code().to_string(),
                 Err(status) => status.message().to_owned(),
             }
         }

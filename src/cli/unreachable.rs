@@ -46,6 +46,11 @@ pub(super) enum Unreachable {
     /// Continues a sentence about the target, which does answer.
     #[error("answers HTTP {0}, but not gRPC: that is not its gRPC listener")]
     NotGrpc(u16),
+    /// The same.
+    #[error(
+        "rejects the Check itself ({0}): that is a gateway that protects an API, not tenantgate's gRPC listener"
+    )]
+    Gateway(Box<str>),
     #[error("the server does not respond in time: is that a gRPC listener?")]
     TooSlow,
     #[error("the target has no port")]

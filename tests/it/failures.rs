@@ -167,6 +167,14 @@ fn check_explains_why_an_address_is_not_a_listener() {
     http(&format!("http://{address}"), 401);
     let tls = format!("https://localhost:{}", server.grpc[0].rsplit_once(':').expect("a port").1);
     assert!(said(&tls).contains("does not speak TLS"), "{}", said(&tls));
+    if let Some(envoy) = Envoy::before(&server).start() {
+        // The port of its clients: it has the Check checked, which has no key.
+        let said = said(&envoy.address);
+        assert!(
+            said.contains("Missing API key") && said.contains("not tenantgate's gRPC listener"),
+            "{said}"
+        );
+    }
     let nobody = format!("unix:{}/nobody.sock", world.db.dir().display());
     assert!(said(&nobody).contains("no such socket"), "{}", said(&nobody));
     let free = crate::support::link::free_port();
