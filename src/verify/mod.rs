@@ -236,7 +236,7 @@ impl Verifier {
         let (verdict, flight) = watch::channel(None);
         state.flights.insert(seal.as_map_key(), flight.clone());
         let attempt = Attempt { client, key: subject.record().id };
-        self.pool.add(state, attempt, Job { subject, hash, key: presented.to_plain(), seal, asked, verdict });
+        self.pool.add(state, attempt, asked, Job { subject, hash, key: presented.to_plain(), seal, verdict });
         Ok(flight)
     }
 }

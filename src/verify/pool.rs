@@ -18,7 +18,7 @@ use tracing::error;
 use super::asked::Asked;
 use super::attempt::{Attempt, ClientNetwork};
 use super::memo::Seal;
-use super::queue::FairQueue;
+use super::queue::{FairQueue, Waiting};
 use super::wrong::WrongAttempts;
 use super::{Provable, Stats, VerifyOptions, bcrypt};
 use crate::decision::{Fault, Proof};
@@ -39,8 +39,6 @@ pub(super) struct Job {
     pub(super) hash: SecretHash,
     pub(super) key: PlainKey,
     pub(super) seal: Seal,
-    /// How many calls made this attempt, also before it waited.
-    pub(super) asked: u32,
     pub(super) verdict: watch::Sender<Option<Proof>>,
 }
 
@@ -60,31 +58,51 @@ pub(super) struct PoolState {
 }
 
 impl PoolState {
-    /// Records that `client` waits for this proof, too.
-    pub(super) fn join(&mut self, seal: &Seal, client: ClientNetwork) {
-        let seal = seal.as_map_key();
-        if let Some(job) = self.queue.join(|job| job.seal.as_map_key() == seal, client, rank(&self.wrong)) {
-            job.asked = job.asked.saturating_add(1);
-        }
-    }
-}
-
-/// Returns the rank of attempts: the least suspicious come first, then those that were made most often.
-fn rank(wrong: &WrongAttempts) -> impl Fn(&Attempt, &Job) -> (u32, Reverse<u32>) {
-    |attempt, job| (wrong.suspicion(attempt), Reverse(job.asked))
-}
-
-impl BcryptPool {
-    /// Starts the threads.
-    pub(super) fn start(options: VerifyOptions) -> io::Result<Arc<Self>> {
-        let state = PoolState {
+    fn new(options: VerifyOptions) -> Self {
+        Self {
             queue: FairQueue::new(options.queue, options.queue_per_key),
             flights: HashMap::new(),
             wrong: WrongAttempts::new(options.wrong_attempts),
             asked: Asked::new(options.wrong_attempts),
             closed: false,
-        };
-        let pool = Arc::new(Self { state: Mutex::new(state), work: Condvar::new(), stats: Arc::default() });
+        }
+    }
+
+    /// Records that `client` waits for this proof, too. It counts for the less suspicious of its clients.
+    pub(super) fn join(&mut self, seal: &Seal, client: ClientNetwork) {
+        let seal = seal.as_map_key();
+        if let Some(waiting) = self.queue.iter_mut().find(|waiting| waiting.job.seal.as_map_key() == seal) {
+            let Reverse(asked) = waiting.rank.1;
+            let joined = Attempt { client, ..waiting.attempt };
+            let suspicion = self.wrong.suspicion(&joined);
+            if suspicion < waiting.rank.0 {
+                (waiting.attempt, waiting.rank.0) = (joined, suspicion);
+            }
+            waiting.rank.1 = Reverse(asked.saturating_add(1));
+        }
+    }
+
+    /// Puts an attempt into the queue: the least suspicious come first, then those that were made most often. Returns
+    /// the job that is dropped for it, if any.
+    fn push(&mut self, attempt: Attempt, asked: u32, job: Job) -> Option<Job> {
+        let rank = (self.wrong.suspicion(&attempt), Reverse(asked));
+        self.queue.push(Waiting { attempt, rank, job }, random()).map(|dropped| dropped.job)
+    }
+
+    /// Remembers a wrong attempt, and by it ranks those that wait.
+    fn was_wrong(&mut self, seal: &Seal, attempt: Attempt) {
+        self.wrong.remember(seal, attempt);
+        for waiting in self.queue.iter_mut() {
+            waiting.rank.0 = self.wrong.suspicion(&waiting.attempt);
+        }
+    }
+}
+
+impl BcryptPool {
+    /// Starts the threads.
+    pub(super) fn start(options: VerifyOptions) -> io::Result<Arc<Self>> {
+        let state = Mutex::new(PoolState::new(options));
+        let pool = Arc::new(Self { state, work: Condvar::new(), stats: Arc::default() });
         for n in 0..options.threads.max(1) {
             let pool = Arc::clone(&pool);
             let thread = std::thread::Builder::new().name(format!("bcrypt-{n}"));
@@ -99,10 +117,10 @@ impl BcryptPool {
         self.work.notify_all();
     }
 
-    /// Adds a job to the queue, which may drop another one for it.
-    pub(super) fn add(&self, mut state: MutexGuard<'_, PoolState>, attempt: Attempt, job: Job) {
-        let PoolState { queue, wrong, .. } = &mut *state;
-        if let Some(shed) = queue.push(attempt, job, rank(wrong), random()) {
+    /// Adds a job to the queue, which may drop another one for it; `asked`: how many calls made this attempt, also
+    /// before.
+    pub(super) fn add(&self, mut state: MutexGuard<'_, PoolState>, attempt: Attempt, asked: u32, job: Job) {
+        if let Some(shed) = state.push(attempt, asked, job) {
             state.flights.remove(&shed.seal.as_map_key());
             self.stats.shed.add_one();
         }
@@ -139,10 +157,9 @@ impl BcryptPool {
             if state.closed {
                 return None;
             }
-            let PoolState { queue, wrong, .. } = &mut *state;
-            if let Some(next) = queue.pop(rank(wrong), random()) {
+            if let Some(Waiting { attempt, job, .. }) = state.queue.pop(random()) {
                 self.stats.queued.set(state.queue.len() as u64);
-                return Some(next);
+                return Some((attempt, job));
             }
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -168,7 +185,7 @@ impl BcryptPool {
         }
         let mut state = self.lock();
         if proof == Proof::Wrong {
-            state.wrong.remember(&job.seal, attempt);
+            state.was_wrong(&job.seal, attempt);
         }
         state.flights.remove(&job.seal.as_map_key());
         state.asked.decided(&job.seal);
@@ -186,8 +203,32 @@ fn random() -> u64 {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::net::IpAddr;
 
     use super::*;
+    use crate::key::format::parse;
+    use crate::verify::memo::tests::seals;
+    use crate::verify::tests::{KEY, row};
+
+    #[test]
+    fn an_attempt_that_a_second_client_makes_counts_for_the_less_suspicious_one() {
+        let [guesser, other] = [1, 2].map(|n| ClientNetwork::from(Some(IpAddr::from([192, 0, 2, n]))));
+        let (seals, subject) = (seals(2), row(4));
+        let (key, hash) = (subject.record().id, subject.record().hash.unwrap());
+        let mut state = PoolState::new(VerifyOptions::default());
+        state.was_wrong(&seals[0], Attempt { client: guesser, key });
+        let plain = parse(KEY).unwrap().to_plain();
+        let job = Job { subject, hash, key: plain, seal: seals[1], verdict: watch::Sender::new(None) };
+        assert!(state.push(Attempt { client: guesser, key }, 1, job).is_none());
+        let mut after = |client| {
+            state.join(&seals[1], client);
+            let waiting = state.queue.iter_mut().next().unwrap();
+            (waiting.attempt.client, waiting.rank)
+        };
+        assert_eq!(after(guesser), (guesser, (2, Reverse(2))));
+        assert_eq!(after(other), (other, (1, Reverse(3))));
+        assert_eq!(after(guesser), (other, (1, Reverse(4))));
+    }
 
     #[test]
     fn numbers_cannot_be_predicted() {

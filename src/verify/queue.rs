@@ -14,13 +14,24 @@ use std::cmp::Reverse;
 use super::attempt::{Attempt, ClientNetwork};
 use crate::key::KeyId;
 
-/// A bounded queue. With up to a hundred attempts, each of which takes a quarter of a second, walking through all of
-/// them costs nothing.
+/// A bounded queue of jobs. With up to a hundred, each of which takes a quarter of a second, walking through all of them
+/// costs nothing.
 #[derive(Debug)]
 pub(super) struct FairQueue<T> {
-    waiting: Vec<(Attempt, T)>,
+    waiting: Vec<Waiting<T>>,
     bound: usize,
     bound_per_key: usize,
+}
+
+/// The place of an attempt in the queue; the lowest comes first.
+pub(super) type Rank = (u32, Reverse<u32>);
+
+/// A waiting job. Its rank is kept, because each push compares all of them.
+#[derive(Debug)]
+pub(super) struct Waiting<T> {
+    pub(super) attempt: Attempt,
+    pub(super) rank: Rank,
+    pub(super) job: T,
 }
 
 /// What the attempts that may be drawn are divided by, first by clients, then by keys.
@@ -41,16 +52,16 @@ impl<T> FairQueue<T> {
         self.waiting.len()
     }
 
+    /// Returns the waiting attempts, whose ranks may change.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Waiting<T>> {
+        self.waiting.iter_mut()
+    }
+
     /// Adds an attempt. Returns the one that is dropped for it, if any, which may be the new one.
-    pub(super) fn push<R: Ord>(
-        &mut self,
-        attempt: Attempt,
-        job: T,
-        rank: impl Fn(&Attempt, &T) -> R,
-        random: u64,
-    ) -> Option<T> {
-        self.waiting.push((attempt, job));
-        let of_key = self.indices(|other| other.key == attempt.key);
+    pub(super) fn push(&mut self, new: Waiting<T>, random: u64) -> Option<Waiting<T>> {
+        let key = new.attempt.key;
+        self.waiting.push(new);
+        let of_key = self.indices(|waiting| waiting.attempt.key == key);
         let crowd = if of_key.len() > self.bound_per_key {
             of_key
         } else if self.waiting.len() > self.bound {
@@ -58,50 +69,27 @@ impl<T> FairQueue<T> {
         } else {
             return None;
         };
-        let last = extremes(crowd, |at| self.rank(*at, &rank));
-        let dropped = self.draw(last, true, random)?;
-        Some(self.waiting.swap_remove(dropped).1)
+        let last = crowd.iter().map(|at| self.waiting[*at].rank).max()?;
+        let dropped = self.draw(crowd, last, true, random)?;
+        Some(self.waiting.swap_remove(dropped))
     }
 
     /// Takes the next attempt.
-    pub(super) fn pop<R: Ord>(
-        &mut self,
-        rank: impl Fn(&Attempt, &T) -> R,
-        random: u64,
-    ) -> Option<(Attempt, T)> {
-        let first = extremes(self.indices(|_| true), |at| Reverse(self.rank(*at, &rank)));
-        let next = self.draw(first, false, random)?;
+    pub(super) fn pop(&mut self, random: u64) -> Option<Waiting<T>> {
+        let first = self.waiting.iter().map(|waiting| waiting.rank).min()?;
+        let next = self.draw(self.indices(|_| true), first, false, random)?;
         Some(self.waiting.swap_remove(next))
     }
 
-    /// Makes `client` the client of a waiting attempt, if that is of a lower rank then. Returns its job.
-    pub(super) fn join<R: Ord>(
-        &mut self,
-        is_it: impl Fn(&T) -> bool,
-        client: ClientNetwork,
-        rank: impl Fn(&Attempt, &T) -> R,
-    ) -> Option<&mut T> {
-        let (attempt, job) = self.waiting.iter_mut().find(|(_, job)| is_it(job))?;
-        let joined = Attempt { client, ..*attempt };
-        if rank(&joined, job) < rank(attempt, job) {
-            *attempt = joined;
-        }
-        Some(job)
+    fn indices(&self, wanted: impl Fn(&Waiting<T>) -> bool) -> Vec<usize> {
+        (0..self.waiting.len()).filter(|at| wanted(&self.waiting[*at])).collect()
     }
 
-    fn rank<R>(&self, at: usize, rank: impl Fn(&Attempt, &T) -> R) -> R {
-        let (attempt, job) = &self.waiting[at];
-        rank(attempt, job)
-    }
-
-    fn indices(&self, wanted: impl Fn(&Attempt) -> bool) -> Vec<usize> {
-        (0..self.waiting.len()).filter(|at| wanted(&self.waiting[*at].0)).collect()
-    }
-
-    /// Draws a client, then a key, then an attempt; `crowded`: only from those with the most attempts.
-    fn draw(&self, mut among: Vec<usize>, crowded: bool, mut random: u64) -> Option<usize> {
+    /// Draws a client, then a key, then an attempt, all of this rank; `crowded`: only from those with the most attempts.
+    fn draw(&self, mut among: Vec<usize>, rank: Rank, crowded: bool, mut random: u64) -> Option<usize> {
+        among.retain(|at| self.waiting[*at].rank == rank);
         for group_of in LEVELS {
-            let group = |at: &usize| group_of(&self.waiting[*at].0);
+            let group = |at: &usize| group_of(&self.waiting[*at].attempt);
             let mut groups: Vec<_> = among.iter().map(group).collect();
             groups.sort_unstable();
             let mut sizes: Vec<_> =
@@ -115,12 +103,6 @@ impl<T> FairQueue<T> {
         }
         pick(&among, &mut random).copied()
     }
-}
-
-/// Returns those with the greatest rank.
-fn extremes<R: Ord>(among: Vec<usize>, rank: impl Fn(&usize) -> R) -> Vec<usize> {
-    let Some(greatest) = among.iter().map(&rank).max() else { return among };
-    among.into_iter().filter(|at| rank(at) == greatest).collect()
 }
 
 /// Picks one by a random number, of which it leaves the rest for the next.
@@ -145,99 +127,91 @@ mod tests {
         Attempt { client, key: KeyId(Uuid::from_u128(key)) }
     }
 
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the queue passes jobs by reference")]
-    fn equal(_: &Attempt, _: &usize) -> u32 {
+    fn equal(_: &Attempt) -> u32 {
         0
     }
 
+    fn waiting(attempt: Attempt, job: usize, rank: impl Fn(&Attempt) -> u32) -> Waiting<usize> {
+        Waiting { attempt, rank: (rank(&attempt), Reverse(0)), job }
+    }
+
     /// A queue of these clients and keys, whose jobs are numbered from 0.
-    fn queue(bound: usize, bound_per_key: usize, attempts: &[Attempt]) -> FairQueue<usize> {
+    fn queue(
+        (bound, bound_per_key): (usize, usize),
+        attempts: &[Attempt],
+        rank: impl Fn(&Attempt) -> u32,
+    ) -> FairQueue<usize> {
         let mut queue = FairQueue::new(bound, bound_per_key);
         for (job, attempt) in attempts.iter().enumerate() {
-            assert_eq!(queue.push(*attempt, job, equal, 0), None);
+            assert!(queue.push(waiting(*attempt, job, &rank), 0).is_none());
         }
         queue
     }
 
     /// The jobs that can be next.
-    fn next(queue: impl Fn() -> FairQueue<usize>, rank: impl Fn(&Attempt, &usize) -> u32) -> HashSet<usize> {
-        (0..1_000).filter_map(|random| queue().pop(&rank, random).map(|(_, job)| job)).collect()
+    fn next(queue: impl Fn() -> FairQueue<usize>) -> HashSet<usize> {
+        (0..1_000).filter_map(|random| queue().pop(random)).map(|next| next.job).collect()
     }
 
     /// The jobs that can be dropped when this attempt is added, as job 100.
     fn dropped(
         queue: impl Fn() -> FairQueue<usize>,
         new: Attempt,
-        rank: impl Fn(&Attempt, &usize) -> u32,
+        rank: impl Fn(&Attempt) -> u32,
     ) -> HashSet<usize> {
-        (0..1_000).filter_map(|random| queue().push(new, 100, &rank, random)).collect()
+        let dropped = (0..1_000).filter_map(|random| queue().push(waiting(new, 100, &rank), random));
+        dropped.map(|dropped| dropped.job).collect()
     }
 
     /// How many of 10,080 random numbers, a multiple of all small ones, draw such an attempt.
-    fn share(queue: impl Fn() -> FairQueue<usize>, of: impl Fn(&Attempt) -> bool) -> usize {
-        let drawn = (0..10_080).filter_map(|random| queue().pop(equal, random));
-        drawn.filter(|(attempt, _)| of(attempt)).count()
+    fn share(attempts: &[Attempt], of: Attempt) -> usize {
+        let drawn = (0..10_080).filter_map(|random| queue((10, 10), attempts, equal).pop(random));
+        drawn.filter(|next| next.attempt == of).count()
     }
 
     #[test]
     fn everything_is_drawn_once() {
-        let mut queue = queue(10, 10, &[by(1, 1), by(1, 1), by(2, 1), by(3, 2)]);
+        let mut queue = queue((10, 10), &[by(1, 1), by(1, 1), by(2, 1), by(3, 2)], equal);
         let drawn: HashSet<_> =
-            (0..4).filter_map(|random| queue.pop(equal, random * 7)).map(|(_, job)| job).collect();
+            (0..4).filter_map(|random| queue.pop(random * 7)).map(|next| next.job).collect();
         assert_eq!(drawn, HashSet::from([0, 1, 2, 3]));
-        assert_eq!((queue.len(), queue.pop(equal, 0)), (0, None));
+        assert_eq!((queue.len(), queue.pop(0).is_none()), (0, true));
     }
 
     #[test]
     fn clients_have_equal_shares_however_many_keys_they_present() {
         let crowd: Vec<_> = (0..9).map(|key| by(1, key)).chain([by(2, 100)]).collect();
-        let share = share(|| queue(10, 10, &crowd), |attempt| *attempt == by(2, 100));
-        assert_eq!(share, 10_080 / 2);
+        assert_eq!(share(&crowd, by(2, 100)), 10_080 / 2);
     }
 
     #[test]
     fn keys_of_one_client_have_equal_shares_however_many_secrets_are_tried() {
         let crowd: Vec<_> = (0..9).map(|_| by(1, 1)).chain([by(1, 2)]).collect();
-        let share = share(|| queue(10, 10, &crowd), |attempt| *attempt == by(1, 2));
-        assert_eq!(share, 10_080 / 2);
+        assert_eq!(share(&crowd, by(1, 2)), 10_080 / 2);
     }
 
     #[test]
     fn the_lowest_rank_is_next_and_the_highest_is_dropped() {
-        let full = || queue(4, 4, &[by(1, 1), by(2, 2), by(3, 3), by(2, 4)]);
-        let rank = |attempt: &Attempt, _: &usize| u32::from(attempt.client == by(2, 0).client);
-        assert_eq!(next(full, rank), HashSet::from([0, 2]));
+        let rank = |attempt: &Attempt| u32::from(attempt.client == by(2, 0).client);
+        let full = || queue((4, 4), &[by(1, 1), by(2, 2), by(3, 3), by(2, 4)], rank);
+        assert_eq!(next(full), HashSet::from([0, 2]));
         assert_eq!(dropped(full, by(4, 5), rank), HashSet::from([1, 3]));
         assert_eq!(dropped(full, by(2, 5), rank), HashSet::from([1, 3, 100]));
     }
 
     #[test]
     fn a_full_queue_drops_of_the_client_with_the_most_attempts() {
-        let full = || queue(4, 4, &[by(1, 1), by(1, 2), by(2, 3), by(1, 2)]);
+        let full = || queue((4, 4), &[by(1, 1), by(1, 2), by(2, 3), by(1, 2)], equal);
         assert_eq!(dropped(full, by(3, 4), equal), HashSet::from([1, 3]));
-        assert_eq!(
-            dropped(|| queue(2, 2, &[by(1, 1), by(2, 2)]), by(3, 3), equal),
-            HashSet::from([0, 1, 100])
-        );
+        let full = || queue((2, 2), &[by(1, 1), by(2, 2)], equal);
+        assert_eq!(dropped(full, by(3, 3), equal), HashSet::from([0, 1, 100]));
     }
 
     #[test]
     fn too_many_attempts_at_a_key_drop_one_of_them() {
-        let full = || queue(9, 2, &[by(1, 1), by(2, 1), by(3, 2)]);
-        assert_eq!(dropped(full, by(4, 1), equal), HashSet::from([0, 1, 100]));
-        let rank = |attempt: &Attempt, _: &usize| u32::from(attempt.client == by(2, 0).client);
-        assert_eq!(dropped(full, by(4, 1), rank), HashSet::from([1]));
-    }
-
-    #[test]
-    fn an_attempt_that_a_second_client_makes_has_the_lower_rank_of_the_two() {
-        let rank = |attempt: &Attempt, _: &usize| u32::from(attempt.client == by(1, 0).client);
-        let joined = |client: u8| {
-            let mut queue = queue(9, 9, &[by(1, 1), by(3, 3)]);
-            queue.join(|job| *job == 0, by(client, 0).client, rank);
-            queue
-        };
-        assert_eq!(next(|| joined(1), rank), HashSet::from([1]));
-        assert_eq!(next(|| joined(2), rank), HashSet::from([0, 1]));
+        let attempts = [by(1, 1), by(2, 1), by(3, 2)];
+        assert_eq!(dropped(|| queue((9, 2), &attempts, equal), by(4, 1), equal), HashSet::from([0, 1, 100]));
+        let rank = |attempt: &Attempt| u32::from(attempt.client == by(2, 0).client);
+        assert_eq!(dropped(|| queue((9, 2), &attempts, rank), by(4, 1), rank), HashSet::from([1]));
     }
 }

@@ -17,10 +17,10 @@ fn verifier(options: VerifyOptions) -> Verifier {
     Verifier::start(options, Keyring::new(Peppers::default()).unwrap()).unwrap()
 }
 
-const KEY: &[u8] = b"llmk_demo_secret123";
+pub(super) const KEY: &[u8] = b"llmk_demo_secret123";
 const WRONG: &[u8] = b"llmk_demo_secret124";
 
-struct TestKey(KeyRecord, Proven);
+pub(super) struct TestKey(KeyRecord, Proven);
 
 impl Provable for TestKey {
     fn record(&self) -> &KeyRecord {
@@ -31,7 +31,7 @@ impl Provable for TestKey {
     }
 }
 
-fn row(cost: u32) -> Arc<TestKey> {
+pub(super) fn row(cost: u32) -> Arc<TestKey> {
     let text = bcrypt::hash(&parse(KEY).unwrap().to_plain(), cost).unwrap();
     let (id, tenant_id) = (KeyId(Uuid::new_v4()), TenantId(Uuid::nil()));
     let hash = SecretHash::parse(&text);
