@@ -18,7 +18,6 @@
 //!
 //! Depends on: nothing of requests, states of tenants, or databases.
 
-mod asked;
 mod attempt;
 pub mod bcrypt;
 pub mod derived;
@@ -28,6 +27,7 @@ pub mod pepper;
 mod pool;
 mod queue;
 pub mod token;
+mod undecided;
 mod wrong;
 
 use std::sync::{Arc, OnceLock};
@@ -226,7 +226,7 @@ impl Verifier {
         if state.wrong.contains(&seal) {
             return Err(Proof::Wrong);
         }
-        let asked = state.asked.count(&seal);
+        let again = state.undecided.remember(&seal);
         // A proof without a sender was lost when its thread panicked.
         let in_progress = |flight: &&watch::Receiver<_>| flight.has_changed().is_ok();
         if let Some(flight) = state.flights.get(&seal.as_map_key()).filter(in_progress).cloned() {
@@ -236,7 +236,7 @@ impl Verifier {
         let (verdict, flight) = watch::channel(None);
         state.flights.insert(seal.as_map_key(), flight.clone());
         let attempt = Attempt { client, key: subject.record().id };
-        self.pool.add(state, attempt, asked, Job { subject, hash, key: presented.to_plain(), seal, verdict });
+        self.pool.add(state, attempt, again, Job { subject, hash, key: presented.to_plain(), seal, verdict });
         Ok(flight)
     }
 }

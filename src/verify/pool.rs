@@ -15,10 +15,10 @@ use rustix::process::{getpriority_process, setpriority_process};
 use tokio::sync::watch;
 use tracing::error;
 
-use super::asked::Asked;
 use super::attempt::{Attempt, ClientNetwork};
 use super::memo::Seal;
 use super::queue::{FairQueue, Waiting};
+use super::undecided::UndecidedAttempts;
 use super::wrong::WrongAttempts;
 use super::{Provable, Stats, VerifyOptions, bcrypt};
 use crate::decision::{Fault, Proof};
@@ -53,7 +53,7 @@ pub(super) struct PoolState {
     /// Proofs that run or wait, by the seal of row and key.
     pub(super) flights: HashMap<[u8; 32], watch::Receiver<Option<Proof>>>,
     pub(super) wrong: WrongAttempts,
-    pub(super) asked: Asked,
+    pub(super) undecided: UndecidedAttempts,
     closed: bool,
 }
 
@@ -63,7 +63,7 @@ impl PoolState {
             queue: FairQueue::new(options.queue, options.queue_per_key),
             flights: HashMap::new(),
             wrong: WrongAttempts::new(options.wrong_attempts),
-            asked: Asked::new(options.wrong_attempts),
+            undecided: UndecidedAttempts::new(options.wrong_attempts),
             closed: false,
         }
     }
@@ -72,20 +72,20 @@ impl PoolState {
     pub(super) fn join(&mut self, seal: &Seal, client: ClientNetwork) {
         let seal = seal.as_map_key();
         if let Some(waiting) = self.queue.iter_mut().find(|waiting| waiting.job.seal.as_map_key() == seal) {
-            let Reverse(asked) = waiting.rank.1;
             let joined = Attempt { client, ..waiting.attempt };
             let suspicion = self.wrong.suspicion(&joined);
             if suspicion < waiting.rank.0 {
                 (waiting.attempt, waiting.rank.0) = (joined, suspicion);
             }
-            waiting.rank.1 = Reverse(asked.saturating_add(1));
+            waiting.rank.1 = Reverse(true);
         }
     }
 
-    /// Puts an attempt into the queue: the least suspicious come first, then those that were made most often. Returns
-    /// the job that is dropped for it, if any.
-    fn push(&mut self, attempt: Attempt, asked: u32, job: Job) -> Option<Job> {
-        let rank = (self.wrong.suspicion(&attempt), Reverse(asked));
+    /// Puts an attempt into the queue; `again`: it was made before. Returns the job that is dropped for it, if any.
+    ///
+    /// How often it was made before does not count: clients could keep others out by numbers.
+    fn push(&mut self, attempt: Attempt, again: bool, job: Job) -> Option<Job> {
+        let rank = (self.wrong.suspicion(&attempt), Reverse(again));
         self.queue.push(Waiting { attempt, rank, job }, random()).map(|dropped| dropped.job)
     }
 
@@ -117,10 +117,9 @@ impl BcryptPool {
         self.work.notify_all();
     }
 
-    /// Adds a job to the queue, which may drop another one for it; `asked`: how many calls made this attempt, also
-    /// before.
-    pub(super) fn add(&self, mut state: MutexGuard<'_, PoolState>, attempt: Attempt, asked: u32, job: Job) {
-        if let Some(shed) = state.push(attempt, asked, job) {
+    /// Adds a job to the queue, which may drop another one for it; `again`: the attempt was made before.
+    pub(super) fn add(&self, mut state: MutexGuard<'_, PoolState>, attempt: Attempt, again: bool, job: Job) {
+        if let Some(shed) = state.push(attempt, again, job) {
             state.flights.remove(&shed.seal.as_map_key());
             self.stats.shed.add_one();
         }
@@ -188,7 +187,7 @@ impl BcryptPool {
             state.was_wrong(&job.seal, attempt);
         }
         state.flights.remove(&job.seal.as_map_key());
-        state.asked.decided(&job.seal);
+        state.undecided.forget(&job.seal);
         drop(state);
         job.verdict.send_replace(Some(proof));
     }
@@ -219,15 +218,15 @@ mod tests {
         state.was_wrong(&seals[0], Attempt { client: guesser, key });
         let plain = parse(KEY).unwrap().to_plain();
         let job = Job { subject, hash, key: plain, seal: seals[1], verdict: watch::Sender::new(None) };
-        assert!(state.push(Attempt { client: guesser, key }, 1, job).is_none());
+        assert!(state.push(Attempt { client: guesser, key }, false, job).is_none());
         let mut after = |client| {
             state.join(&seals[1], client);
             let waiting = state.queue.iter_mut().next().unwrap();
             (waiting.attempt.client, waiting.rank)
         };
-        assert_eq!(after(guesser), (guesser, (2, Reverse(2))));
-        assert_eq!(after(other), (other, (1, Reverse(3))));
-        assert_eq!(after(guesser), (other, (1, Reverse(4))));
+        assert_eq!(after(guesser), (guesser, (2, Reverse(true))));
+        assert_eq!(after(other), (other, (1, Reverse(true))));
+        assert_eq!(after(guesser), (other, (1, Reverse(true))));
     }
 
     #[test]

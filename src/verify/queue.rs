@@ -23,8 +23,9 @@ pub(super) struct FairQueue<T> {
     bound_per_key: usize,
 }
 
-/// The place of an attempt in the queue; the lowest comes first.
-pub(super) type Rank = (u32, Reverse<u32>);
+/// The place of an attempt in the queue; the lowest comes first: those that are less likely guesses, then those that
+/// were made before.
+pub(super) type Rank = (u32, Reverse<bool>);
 
 /// A waiting job. Its rank is kept, because each push compares all of them.
 #[derive(Debug)]
@@ -132,7 +133,7 @@ mod tests {
     }
 
     fn waiting(attempt: Attempt, job: usize, rank: impl Fn(&Attempt) -> u32) -> Waiting<usize> {
-        Waiting { attempt, rank: (rank(&attempt), Reverse(0)), job }
+        Waiting { attempt, rank: (rank(&attempt), Reverse(false)), job }
     }
 
     /// A queue of these clients and keys, whose jobs are numbered from 0.
