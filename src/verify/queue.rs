@@ -173,6 +173,7 @@ mod tests {
     #[test]
     fn everything_is_drawn_once() {
         let mut queue = queue((10, 10), &[by(1, 1), by(1, 1), by(2, 1), by(3, 2)], equal);
+        assert_eq!(queue.len(), 4);
         let drawn: HashSet<_> =
             (0..4).filter_map(|random| queue.pop(random * 7)).map(|next| next.job).collect();
         assert_eq!(drawn, HashSet::from([0, 1, 2, 3]));
