@@ -31,6 +31,7 @@ mod undecided;
 mod wrong;
 
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -38,6 +39,7 @@ use self::attempt::Attempt;
 pub use self::attempt::ClientNetwork;
 use self::memo::{Keyring, MemoPolicy, Seal, TokenCell};
 use self::pool::{BcryptPool, Job};
+use self::queue::Waiting;
 use crate::decision::{Fault, Proof};
 use crate::key::PresentedKey;
 use crate::record::KeyRecord;
@@ -53,7 +55,7 @@ pub struct VerifyOptions {
     pub queue: usize,
     /// The maximum number of waiting proofs of one key: different secrets, of which at most one is right.
     pub queue_per_key: usize,
-    /// The number of wrong attempts that are remembered, 300 bytes each, and of undecided ones, 100 bytes each.
+    /// The number of wrong attempts that are remembered, 400 bytes each, and of undecided ones, 200 bytes each.
     pub wrong_attempts: usize,
 }
 
@@ -226,17 +228,18 @@ impl Verifier {
         if state.wrong.contains(&seal) {
             return Err(Proof::Wrong);
         }
-        let again = state.undecided.remember(&seal);
+        let attempt = Attempt { client, key: subject.record().id };
+        let rank = state.rank(&seal, &attempt, Instant::now());
         // A proof without a sender was lost when its thread panicked.
         let in_progress = |flight: &&watch::Receiver<_>| flight.has_changed().is_ok();
         if let Some(flight) = state.flights.get(&seal.as_map_key()).filter(in_progress).cloned() {
-            state.join(&seal, client);
+            state.join(&seal, attempt, rank);
             return Ok(flight);
         }
         let (verdict, flight) = watch::channel(None);
         state.flights.insert(seal.as_map_key(), flight.clone());
-        let attempt = Attempt { client, key: subject.record().id };
-        self.pool.add(state, attempt, again, Job { subject, hash, key: presented.to_plain(), seal, verdict });
+        let job = Job { subject, hash, key: presented.to_plain(), seal, verdict };
+        self.pool.add(state, Waiting { attempt, rank, job });
         Ok(flight)
     }
 }

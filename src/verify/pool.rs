@@ -15,9 +15,9 @@ use rustix::process::{getpriority_process, setpriority_process};
 use tokio::sync::watch;
 use tracing::error;
 
-use super::attempt::{Attempt, ClientNetwork};
+use super::attempt::Attempt;
 use super::memo::Seal;
-use super::queue::{FairQueue, Waiting};
+use super::queue::{FairQueue, Rank, Waiting};
 use super::undecided::UndecidedAttempts;
 use super::wrong::WrongAttempts;
 use super::{Provable, Stats, VerifyOptions, bcrypt};
@@ -68,30 +68,31 @@ impl PoolState {
         }
     }
 
-    /// Records that `client` waits for this proof, too. It counts for the less suspicious of its clients.
-    pub(super) fn join(&mut self, seal: &Seal, client: ClientNetwork) {
+    /// Returns the rank of an attempt that is made now: those that are less likely guesses come first, then those that
+    /// were made before.
+    ///
+    /// How often it was made before does not count: clients could keep others out by numbers.
+    pub(super) fn rank(&mut self, seal: &Seal, attempt: &Attempt, now: Instant) -> Rank {
+        self.wrong.forget_old(now);
+        let suspicion = self.wrong.suspicion(attempt);
+        (suspicion, Reverse(self.undecided.remember(seal, suspicion > 0)))
+    }
+
+    /// Records that the proof of a waiting attempt is also awaited by this one. It counts for the less suspicious
+    /// client.
+    pub(super) fn join(&mut self, seal: &Seal, attempt: Attempt, rank: Rank) {
         let seal = seal.as_map_key();
         if let Some(waiting) = self.queue.iter_mut().find(|waiting| waiting.job.seal.as_map_key() == seal) {
-            let joined = Attempt { client, ..waiting.attempt };
-            let suspicion = self.wrong.suspicion(&joined);
-            if suspicion < waiting.rank.0 {
-                (waiting.attempt, waiting.rank.0) = (joined, suspicion);
+            if rank.0 < waiting.rank.0 {
+                (waiting.attempt, waiting.rank.0) = (attempt, rank.0);
             }
-            waiting.rank.1 = Reverse(true);
+            waiting.rank.1 = rank.1;
         }
     }
 
-    /// Puts an attempt into the queue; `again`: it was made before. Returns the job that is dropped for it, if any.
-    ///
-    /// How often it was made before does not count: clients could keep others out by numbers.
-    fn push(&mut self, attempt: Attempt, again: bool, job: Job) -> Option<Job> {
-        let rank = (self.wrong.suspicion(&attempt), Reverse(again));
-        self.queue.push(Waiting { attempt, rank, job }, random()).map(|dropped| dropped.job)
-    }
-
     /// Remembers a wrong attempt, and by it ranks those that wait.
-    fn was_wrong(&mut self, seal: &Seal, attempt: Attempt) {
-        self.wrong.remember(seal, attempt);
+    fn was_wrong(&mut self, seal: &Seal, attempt: Attempt, now: Instant) {
+        self.wrong.remember(seal, attempt, now);
         for waiting in self.queue.iter_mut() {
             waiting.rank.0 = self.wrong.suspicion(&waiting.attempt);
         }
@@ -117,10 +118,10 @@ impl BcryptPool {
         self.work.notify_all();
     }
 
-    /// Adds a job to the queue, which may drop another one for it; `again`: the attempt was made before.
-    pub(super) fn add(&self, mut state: MutexGuard<'_, PoolState>, attempt: Attempt, again: bool, job: Job) {
-        if let Some(shed) = state.push(attempt, again, job) {
-            state.flights.remove(&shed.seal.as_map_key());
+    /// Adds a job to the queue, which may drop another one for it.
+    pub(super) fn add(&self, mut state: MutexGuard<'_, PoolState>, waiting: Waiting<Job>) {
+        if let Some(shed) = state.queue.push(waiting, random()) {
+            state.flights.remove(&shed.job.seal.as_map_key());
             self.stats.shed.add_one();
         }
         self.stats.queued.set(state.queue.len() as u64);
@@ -184,7 +185,7 @@ impl BcryptPool {
         }
         let mut state = self.lock();
         if proof == Proof::Wrong {
-            state.was_wrong(&job.seal, attempt);
+            state.was_wrong(&job.seal, attempt, Instant::now());
         }
         state.flights.remove(&job.seal.as_map_key());
         state.undecided.forget(&job.seal);
@@ -206,21 +207,29 @@ mod tests {
 
     use super::*;
     use crate::key::format::parse;
+    use crate::verify::ClientNetwork;
     use crate::verify::memo::tests::seals;
     use crate::verify::tests::{KEY, row};
 
     #[test]
     fn an_attempt_that_a_second_client_makes_counts_for_the_less_suspicious_one() {
-        let [guesser, other] = [1, 2].map(|n| ClientNetwork::from(Some(IpAddr::from([192, 0, 2, n]))));
-        let (seals, subject) = (seals(2), row(4));
+        let [guesser, other] = [1, 2].map(|n| ClientNetwork::from(Some(IpAddr::from([192, 0, n, 1]))));
+        let (seals, subject, now) = (seals(5), row(4), Instant::now());
         let (key, hash) = (subject.record().id, subject.record().hash.unwrap());
+        let by = |client| Attempt { client, key };
         let mut state = PoolState::new(VerifyOptions::default());
-        state.was_wrong(&seals[0], Attempt { client: guesser, key });
+        for seal in &seals[1..] {
+            state.was_wrong(seal, by(guesser), now);
+        }
+        let seal = seals[0];
         let plain = parse(KEY).unwrap().to_plain();
-        let job = Job { subject, hash, key: plain, seal: seals[1], verdict: watch::Sender::new(None) };
-        assert!(state.push(Attempt { client: guesser, key }, false, job).is_none());
+        let job = Job { subject, hash, key: plain, seal, verdict: watch::Sender::new(None) };
+        let rank = state.rank(&seal, &by(guesser), now);
+        assert_eq!(rank, (2, Reverse(false)));
+        assert!(state.queue.push(Waiting { attempt: by(guesser), rank, job }, 0).is_none());
         let mut after = |client| {
-            state.join(&seals[1], client);
+            let rank = state.rank(&seal, &by(client), now);
+            state.join(&seal, by(client), rank);
             let waiting = state.queue.iter_mut().next().unwrap();
             (waiting.attempt.client, waiting.rank)
         };

@@ -1,8 +1,8 @@
 //! A bounded queue that is fair between clients, and between keys.
 //!
-//! Attempts have a rank, which the caller knows, and the lowest comes first. Among equals a client is drawn, then one
-//! of its keys, then one of its attempts, all at random. So clients have equal shares, however many keys each presents,
-//! and keys have equal shares, however many secrets are tried. A full queue drops an attempt by the same rules, from
+//! Attempts have a rank, which the caller knows, and the lowest comes first. Among equals a site is drawn, then one of
+//! its clients, then one of its keys, then one of its attempts, all at random. So clients have equal shares, however many
+//! keys each presents, and keys have equal shares, however many secrets are tried. A full queue drops an attempt by the same rules, from
 //! the other end.
 //!
 //! Among equals the draw is random, and not by turns, because turns would need a memory of who had one, and could be
@@ -11,7 +11,7 @@
 
 use std::cmp::Reverse;
 
-use super::attempt::{Attempt, ClientNetwork};
+use super::attempt::{Attempt, ClientNetwork, Site};
 use crate::key::KeyId;
 
 /// A bounded queue of jobs. With up to a hundred, each of which takes a quarter of a second, walking through all of them
@@ -35,11 +35,14 @@ pub(super) struct Waiting<T> {
     pub(super) job: T,
 }
 
-/// What the attempts that may be drawn are divided by, first by clients, then by keys.
-type Group = (ClientNetwork, Option<KeyId>);
+/// What the attempts that may be drawn are divided by: first by sites, then by clients, then by keys.
+type Group = (Site, Option<ClientNetwork>, Option<KeyId>);
 
-const LEVELS: [fn(&Attempt) -> Group; 2] =
-    [|attempt| (attempt.client, None), |attempt| (attempt.client, Some(attempt.key))];
+const LEVELS: [fn(&Attempt) -> Group; 3] = [
+    |attempt| (attempt.client.site(), None, None),
+    |attempt| (attempt.client.site(), Some(attempt.client), None),
+    |attempt| (attempt.client.site(), Some(attempt.client), Some(attempt.key)),
+];
 
 impl<T> FairQueue<T> {
     /// Creates a queue of at most `bound` attempts, of which at most `bound_per_key` are for the same key. Both are at
@@ -86,7 +89,7 @@ impl<T> FairQueue<T> {
         (0..self.waiting.len()).filter(|at| wanted(&self.waiting[*at])).collect()
     }
 
-    /// Draws a client, then a key, then an attempt, all of this rank; `crowded`: only from those with the most attempts.
+    /// Draws a site, then a client, then a key, then an attempt, all of this rank; `crowded`: only from those with the most attempts.
     fn draw(&self, mut among: Vec<usize>, rank: Rank, crowded: bool, mut random: u64) -> Option<usize> {
         among.retain(|at| self.waiting[*at].rank == rank);
         for group_of in LEVELS {
@@ -124,7 +127,8 @@ mod tests {
     use super::*;
 
     fn by(client: u8, key: u128) -> Attempt {
-        let client = ClientNetwork::from(Some(IpAddr::from([192, 0, 2, client])));
+        // Each in a site of its own.
+        let client = ClientNetwork::from(Some(IpAddr::from([192, 0, client, 1])));
         Attempt { client, key: KeyId(Uuid::from_u128(key)) }
     }
 
@@ -184,6 +188,16 @@ mod tests {
     fn clients_have_equal_shares_however_many_keys_they_present() {
         let crowd: Vec<_> = (0..9).map(|key| by(1, key)).chain([by(2, 100)]).collect();
         assert_eq!(share(&crowd, by(2, 100)), 10_080 / 2);
+    }
+
+    #[test]
+    fn sites_have_equal_shares_however_many_clients_they_have() {
+        let neighbour = |host| {
+            let client = ClientNetwork::from(Some(IpAddr::from([192, 0, 1, host])));
+            Attempt { client, key: KeyId(Uuid::from_u128(1)) }
+        };
+        let crowd: Vec<_> = (0..9).map(neighbour).chain([by(2, 2)]).collect();
+        assert_eq!(share(&crowd, by(2, 2)), 10_080 / 2);
     }
 
     #[test]
