@@ -86,7 +86,8 @@ impl PoolState {
             if rank.0 < waiting.rank.0 {
                 (waiting.attempt, waiting.rank.0) = (attempt, rank.0);
             }
-            waiting.rank.1 = rank.1;
+            // Also if a flood has displaced the memory of it.
+            waiting.rank.1 = Reverse(true);
         }
     }
 
@@ -228,7 +229,9 @@ mod tests {
         assert_eq!(rank, (2, Reverse(false)));
         assert!(state.queue.push(Waiting { attempt: by(guesser), rank, job }, 0).is_none());
         let mut after = |client| {
+            state.undecided.forget(&seal);
             let rank = state.rank(&seal, &by(client), now);
+            assert_eq!(rank.1, Reverse(false));
             state.join(&seal, by(client), rank);
             let waiting = state.queue.iter_mut().next().unwrap();
             (waiting.attempt.client, waiting.rank)
