@@ -81,8 +81,7 @@ impl PoolState {
     /// Records that the proof of a waiting attempt is also awaited by this one. It counts for the less suspicious
     /// client.
     pub(super) fn join(&mut self, seal: &Seal, attempt: Attempt, rank: Rank) {
-        let seal = seal.as_map_key();
-        if let Some(waiting) = self.queue.iter_mut().find(|waiting| waiting.job.seal.as_map_key() == seal) {
+        if let Some(waiting) = self.queue.iter_mut().find(|waiting| waiting.job.seal.is(seal)) {
             if rank.0 < waiting.rank.0 {
                 (waiting.attempt, waiting.rank.0) = (attempt, rank.0);
             }
