@@ -45,8 +45,8 @@ impl Pulse {
     }
 }
 
-/// Starts a thread that waits for one beat, then for `work`. It ends early if that fails: a fault may have ended the
-/// session, and a backend that a test stops says nothing about the machine.
+/// Starts a thread that waits for one beat, then for `work`. It ends early if that fails, because a fault may have ended
+/// the session. Plays stop only backends of tenantgate, so a late answer here is the machine's.
 fn beats<T: Send + 'static>(
     start: Instant,
     mut what: T,
